@@ -1,0 +1,132 @@
+"""The command line: a sub-command is a module with `main(args) -> exit status`, imported when it is called for."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fisherlab import __version__
+from fisherlab.errors import UsageError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command.
+
+    Attributes:
+        arguments: What may follow its name.
+        summary: What it does, in one line.
+        module: Where its `main` is.
+    """
+
+    arguments: str
+    summary: str
+    module: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    "train": Command("[-m] [KEY=VALUE ...]", "train a model, or several with -m", "fisherlab.commands.train"),
+    "data": Command("[NAME ...]", "fetch, verify, report", "fisherlab.data.command"),
+    "list": Command("[KIND ...]", "every dataset, model, optimizer with one line each", "fisherlab.commands.listing"),
+    "doctor": Command("", "versions, device, threads, data, write access", "fisherlab.commands.doctor"),
+}
+PLANNED = ("tune", "compare", "study", "figures")
+
+EXAMPLES = """\
+  fisherlab train optimizer=kfac damping=1e0
+  fisherlab train dataset=a1a model=logistic optimizer=efngd lr=0.5 epochs=20
+  fisherlab train -m optimizer=kfac damping=1e-2,1e-1,1e0 seed=0,1,2
+  fisherlab train resume=results/runs/RUN
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: The arguments after `fisherlab`; None takes those of this process.
+
+    Returns:
+        Exit status: 0 done, 1 a run failed, 2 wrong usage, 130 interrupted.
+    """
+    # The linear algebra library reads this once, when torch is imported: the same bits however runs are grouped.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = dispatch(args)
+        sys.stdout.flush()
+        return status
+    except UsageError as error:
+        return _report(str(error), 2, args)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # for example `fisherlab list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _report(f"{type(error).__name__}: {error} (debug=true shows where)", 1, args)
+
+
+def dispatch(args: Sequence[str]) -> int:
+    """Call the command that a command line names.
+
+    Args:
+        args: The arguments after `fisherlab`.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        UsageError: If there is no such command, or the command finds a mistake.
+    """
+    name, rest = (args[0], list(args[1:])) if args else ("--help", [])
+    if name in ("--help", "-h"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"fisherlab {__version__}")
+        return 0
+    if name in ("-sc", "--shell-completion"):
+        return importlib.import_module("fisherlab.commands.completion").main(rest)
+    if name in PLANNED:
+        raise UsageError(
+            f"'{name}' is planned and not in version {__version__}; expected one of: {', '.join(COMMANDS)}"
+        )
+    if name not in COMMANDS:
+        raise UsageError(f"there is no command '{name}'; {did_you_mean(name, COMMANDS)}")
+    command = COMMANDS[name]
+    if name != "train" and {"--help", "-h"} & set(rest):  # train has a help of its own, with every key
+        print(f"fisherlab {name} {command.arguments}".rstrip(), f"  {command.summary}", sep="\n")
+        return 0
+    return importlib.import_module(command.module).main(rest)
+
+
+def overview() -> str:
+    """Describe the commands.
+
+    Returns:
+        The text of `fisherlab --help`.
+    """
+    calls = {f"fisherlab {name} {command.arguments}": command.summary for name, command in COMMANDS.items()}
+    table = "".join(f"  {call:<40}{summary}\n" for call, summary in calls.items())
+    return (
+        "fisherlab: what preconditioning with the Fisher information does, and what the empirical Fisher breaks\n\n"
+        f"Commands\n{table}\n"
+        f"Examples\n{EXAMPLES}\n"
+        '`fisherlab train --help` lists every key; tab completion: eval "$(fisherlab -sc install=bash)"'
+    )
+
+
+def _report(message: str, status: int, args: Sequence[str]) -> int:
+    if "debug=true" in map(str.lower, args):
+        traceback.print_exc()
+    print(f"fisherlab: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

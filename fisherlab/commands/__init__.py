@@ -1,0 +1,1 @@
+"""What the sub-commands do: one module each, with `main(args) -> exit status`."""

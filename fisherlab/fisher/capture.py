@@ -1,0 +1,279 @@
+"""One capture serves all kinds of Fisher: a forward pass that records each layer's inputs and pre-activations.
+
+The hooks live only as long as the forward pass; `.grad`, buffers and the global random state stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fisherlab.errors import UsageError
+from fisherlab.models.dense import Dense
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A fully connected layer that the natural gradient covers.
+
+    Attributes:
+        name: Its name in the model.
+        module: `fisherlab.Dense` or `torch.nn.Linear`.
+    """
+
+    name: str
+    module: Dense | nn.Linear
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Weight [..., out, in] and, where there is one, bias [..., out]."""
+        weight, bias = self.module.weight, cast("nn.Parameter | None", self.module.bias)
+        return [cast("nn.Parameter", weight)] if bias is None else [cast("nn.Parameter", weight), bias]
+
+    @property
+    def scale(self) -> float:
+        """Parameterisation scale of the weights."""
+        return self.module.scale if isinstance(self.module, Dense) else 1.0
+
+    @property
+    def ones(self) -> float | None:
+        """Value of the homogeneous coordinate (the scale of the biases), or None without biases."""
+        if self.module.bias is None:
+            return None
+        return self.module.bias_scale if isinstance(self.module, Dense) else 1.0
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """Join tensors shaped as weight and bias to one homogeneous matrix, the bias as last column.
+
+        Args:
+            parts: [..., out, in] and, with biases, [..., out].
+
+        Returns:
+            Tensor [..., out, in + 1], or [..., out, in] without biases.
+        """
+        return parts[0] if len(parts) == 1 else torch.cat([parts[0], parts[1].unsqueeze(-1)], -1)
+
+    def split(self, joined: Tensor) -> list[Tensor]:
+        """Undo `join`.
+
+        Args:
+            joined: Tensor [..., out, in + 1], or [..., out, in] without biases.
+
+        Returns:
+            [..., out, in] and, with biases, [..., out].
+        """
+        return [joined] if self.module.bias is None else [joined[..., :-1], joined[..., -1]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A layer's homogeneous inputs, a-bar = (a, 1), kept in two parts so that nothing is copied.
+
+    Attributes:
+        a: Inputs [..., B, in], already multiplied by the layer's parameterisation scale.
+        ones: The homogeneous coordinate, or None without biases.
+    """
+
+    a: Tensor
+    ones: float | None
+
+    def joined(self) -> Tensor:
+        """Write a-bar out.
+
+        Returns:
+            Tensor [..., B, in + 1], or [..., B, in] without biases.
+        """
+        if self.ones is None:
+            return self.a
+        return torch.cat([self.a, torch.full_like(self.a[..., :1], self.ones)], -1)
+
+    def weighted_sum(self, g: Tensor) -> Tensor:
+        """Sum of g_n a-bar_n^T over the examples.
+
+        Args:
+            g: Per-example pre-activation gradients [..., B, out].
+
+        Returns:
+            Tensor [..., out, in + 1], or [..., out, in] without biases.
+        """
+        product = g.mT @ self.a
+        if self.ones is None:
+            return product
+        return torch.cat([product, self.ones * g.sum(-2).unsqueeze(-1)], -1)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What one forward pass left.
+
+    Attributes:
+        output: The model's output [..., B, K], detached.
+        inputs: Homogeneous inputs, one per layer.
+    """
+
+    output: Tensor
+    inputs: list[Inputs]
+    _graph_output: Tensor
+    _preactivations: list[Tensor]
+
+    def backward(self, cotangent: Tensor, extra: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:
+        """Back-propagate one cotangent per example to the pre-activations.
+
+        Args:
+            cotangent: Gradient of each example's own loss with respect to its output, [..., B, K].
+            extra: Other tensors of the graph (parameters that no layer covers).
+
+        Returns:
+            Per-example pre-activation gradients [..., B, out], one per layer; and the gradients of the summed loss with
+            respect to `extra`.
+        """
+        wanted = [*self._preactivations, *extra]
+        found = torch.autograd.grad(self._graph_output, wanted, cotangent, retain_graph=True, allow_unused=True)
+        n = len(self._preactivations)
+        filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
+        return filled[:n], filled[n:]
+
+    def backward_each(self, cotangents: Tensor) -> list[Tensor]:
+        """Back-propagate several cotangents per example, one after another over the same graph.
+
+        Args:
+            cotangents: [..., M, B, K].
+
+        Returns:
+            Per-example pre-activation gradients [..., M, B, out], one per layer.
+        """
+        passes = [self.backward(c)[0] for c in cotangents.unbind(-3)]
+        return [torch.stack(layer, -3) for layer in zip(*passes, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """A layer's input, the input's version then, and its output."""
+
+    a: Tensor
+    version: int
+    s: Tensor
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a layer's trainable parameters are its weight and bias themselves (no weight norm or other re-parametrisation)."""
+    own = dict(module.named_parameters())
+    return "weight" in own and own.keys() <= {"weight", "bias"} and all(p.requires_grad for p in own.values())
+
+
+def _uses(output: Tensor) -> Counter[int]:
+    """Count how often each parameter, by id, enters the graph of an output."""
+    count: Counter[int] = Counter()
+    nodes, seen = [output.grad_fn], {output.grad_fn}
+    while nodes:
+        for node, _ in getattr(nodes.pop(), "next_functions", ()):
+            if hasattr(node, "variable"):
+                count[id(node.variable)] += 1
+            elif node is not None and node not in seen:
+                seen.add(node)
+                nodes.append(node)
+    return count
+
+
+class Capture:
+    """Finds the layers of a model and captures forward passes through them.
+
+    Args:
+        model: Any module whose trainable `Dense` and `nn.Linear` layers are fed [..., B, in], each once per pass. A layer with a
+            re-parametrised weight (weight norm) counts as uncovered.
+
+    Raises:
+        UsageError: If two layers share a parameter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers = [
+            Layer(name or type(module).__name__.lower(), module)
+            for name, module in model.named_modules()
+            if isinstance(module, (Dense, nn.Linear)) and _plain(module)
+        ]
+        self._index = {layer.module: i for i, layer in enumerate(self.layers)}
+        self._coupled = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        self._used_once = False
+        self._may_overwrite = any(getattr(m, "inplace", False) for m in model.modules())
+        owners: dict[int, str] = {}
+        for layer in self.layers:
+            for parameter in layer.parameters:
+                if id(parameter) in owners:
+                    raise UsageError(f"layers '{owners[id(parameter)]}' and '{layer.name}' share a parameter: untie them")
+                owners[id(parameter)] = layer.name
+
+    @property
+    def uncovered(self) -> list[tuple[str, nn.Parameter]]:
+        """Trainable parameters that belong to no covered layer, with their names."""
+        covered = {id(p) for layer in self.layers for p in layer.parameters}
+        return [(n, p) for n, p in self.model.named_parameters() if p.requires_grad and id(p) not in covered]
+
+    def __call__(self, x: Tensor) -> Captured:
+        """Run the model and record.
+
+        Args:
+            x: Inputs [..., B, in].
+
+        Returns:
+            The record; its graph lives as long as it does.
+
+        Raises:
+            UsageError: If batch normalisation couples the examples, a layer is used twice or not at all, its input is
+                no batch of vectors, or its output was modified in place.
+        """
+        for name, module in self._coupled:
+            if module.training:
+                raise UsageError(
+                    f"'{name}' ({type(module).__name__}) in training mode couples the examples of a batch: per-example "
+                    "gradients are not defined; expected .eval(), or a normalisation within each example (LayerNorm)"
+                )
+        seen: list[_Record | None] = [None] * len(self.layers)
+
+        def record(module: nn.Module, args: tuple[Any, ...], s: Tensor) -> Tensor | None:
+            i = self._index[module]
+            if seen[i] is not None:
+                raise UsageError(f"layer '{self.layers[i].name}' is used twice in one forward pass: expected once")
+            seen[i] = _Record(args[0].detach(), args[0]._version, s)
+            # An in-place activation would overwrite the recorded pre-activation: hand it a copy.
+            return s.clone() if self._may_overwrite else None
+
+        handles = [layer.module.register_forward_hook(record) for layer in self.layers]
+        try:
+            with torch.enable_grad():
+                output = self.model(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        records = [self._checked(layer, record) for layer, record in zip(self.layers, seen, strict=True)]
+        if not self._used_once:
+            self._check_used_once(output)
+        return Captured(output.detach(), [r[0] for r in records], output, [r[1] for r in records])
+
+    def _check_used_once(self, output: Tensor) -> None:
+        """Refuse a weight that the model also uses outside its layer (tied by hand): its gradient would lack that part."""
+        uses = _uses(output)
+        for layer in self.layers:
+            if any(uses[id(p)] > 1 for p in layer.parameters):
+                raise UsageError(f"the parameters of layer '{layer.name}' are used more than once in the model: untie them")
+        self._used_once = True
+
+    @staticmethod
+    def _checked(layer: Layer, record: _Record | None) -> tuple[Inputs, Tensor]:
+        """Check what a layer was fed, and make its homogeneous inputs."""
+        if record is None:
+            raise UsageError(f"layer '{layer.name}' was not used in the forward pass: freeze it (requires_grad=False)")
+        a, s = record.a, record.s
+        if a.ndim < 2 or (isinstance(layer.module, nn.Linear) and a.ndim != 2):
+            raise UsageError(f"layer '{layer.name}' was fed {tuple(a.shape)}: expected a batch of vectors [batch, inputs]")
+        for what, modified in (("input", a._version != record.version), ("output", s._version > 0)):
+            if modified:
+                raise UsageError(f"the {what} of layer '{layer.name}' was modified in place: expected out-of-place operations")
+        return Inputs(a if layer.scale == 1.0 else a * layer.scale, layer.ones), s

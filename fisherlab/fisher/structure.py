@@ -1,0 +1,130 @@
+"""What every structure of the curvature matrix offers; the mathematics knows nothing of networks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.fisher.kinds import Statistics
+
+
+class Structure(ABC):
+    """An approximation of the Fisher that can be estimated, damped and solved with.
+
+    Vectors are lists with one homogeneous matrix [..., out, in + 1] per layer.
+
+    Attributes:
+        damping_modes: The ways of damping that make sense for it; the first is the default.
+        keeps: Whether it has a moving average, and so statistic and inverse periods.
+        per_layer: Whether failures can be told by layer.
+    """
+
+    damping_modes: tuple[str, ...] = ("tikhonov",)
+    keeps: bool = True
+    per_layer: bool = False
+
+    def __init__(self, damping_mode: str | None = None) -> None:
+        self.damping_mode = damping_mode or self.damping_modes[0]
+
+    @abstractmethod
+    def update(self, stats: Statistics, decay: float) -> None:
+        """Move the average towards a batch: M <- decay * M + (1 - decay) * batch.
+
+        Args:
+            stats: The batch's statistics.
+            decay: Weight of what was there; 0 forgets it.
+        """
+
+    @abstractmethod
+    def refresh(self, damping: Tensor) -> Tensor:
+        """Prepare solves with the present average and damping.
+
+        Args:
+            damping: lambda on F, [...].
+
+        Returns:
+            Bool mask [blocks, ...] of the factorisations that failed.
+        """
+
+    @abstractmethod
+    def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
+        """Solve the damped system, (F + lambda I) u = gradient + extra.
+
+        Args:
+            gradient: The gradient of the mean nll, per layer.
+            extra: What else the objective's gradient has (L2), per layer.
+
+        Returns:
+            u, per layer.
+        """
+
+    def start_at_identity(self, stats: Statistics) -> None:
+        """Set the average to the identity before the first update.
+
+        Args:
+            stats: Statistics whose shapes tell the sizes.
+
+        Raises:
+            NotImplementedError: If the structure keeps no average.
+        """
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """The state that a checkpoint needs: tensors by name, in lists.
+
+        Returns:
+            An empty dict for a structure that keeps nothing.
+        """
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned.
+
+        Args:
+            state: As `state` returned it.
+        """
+        del state
+
+
+def total(gradient: list[Tensor], extra: list[Tensor] | None) -> list[Tensor]:
+    """Add the two parts of the objective's gradient.
+
+    Args:
+        gradient: Per layer.
+        extra: Per layer, or None.
+
+    Returns:
+        Their sum, per layer.
+    """
+    return gradient if extra is None else [g + e for g, e in zip(gradient, extra, strict=True)]
+
+
+def moving_average(old: Tensor | None, new: Tensor, decay: float) -> Tensor:
+    """decay * old + (1 - decay) * new, forgetting a missing or unwanted past exactly.
+
+    Args:
+        old: The average so far.
+        new: The batch's value.
+        decay: Weight of the past.
+
+    Returns:
+        The new average; `old` is reused in place.
+    """
+    if old is None or decay == 0.0:
+        return new
+    return old.mul_(decay).add_(new, alpha=1 - decay)
+
+
+def stacked(masks: list[Tensor]) -> Tensor:
+    """Stack failure masks of blocks whose replica axes may still broadcast.
+
+    Args:
+        masks: Bool tensors [...].
+
+    Returns:
+        Bool tensor [blocks, ...].
+    """
+    return torch.stack(torch.broadcast_tensors(*masks))

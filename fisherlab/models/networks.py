@@ -1,0 +1,172 @@
+"""The networks of the five papers: one builder, many presets."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from torch import Generator, Tensor, nn
+
+from fisherlab.elementwise import elu, logistic
+from fisherlab.errors import UsageError, did_you_mean
+from fisherlab.models.dense import Dense
+from fisherlab.models.initialise import initialise
+
+
+class Logistic(nn.Module):
+    """The logistic function, with the same bits wherever a replica lies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply `fisherlab.elementwise.logistic`."""
+        return logistic(x)
+
+
+class ELU(nn.Module):
+    """The exponential linear unit, with the same bits wherever a replica lies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply `fisherlab.elementwise.elu`."""
+        return elu(x)
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "logistic": Logistic,
+    "elu": ELU,
+    "linear": None,
+}
+
+
+def _chain(widths: Sequence[int], activations: Sequence[str], *, bias: bool = True) -> nn.Sequential:
+    """Stack Dense layers of the given widths, an activation after each but the last."""
+    modules: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        modules[f"layer{i}"] = Dense(inputs, outputs, bias=bias)
+        name = activations[i - 1] if i <= len(activations) else "linear"
+        if name not in ACTIVATIONS:
+            raise UsageError(f"activation={name!r} is unknown: {did_you_mean(name, ACTIVATIONS)}")
+        make = ACTIVATIONS[name]
+        if make is not None:
+            modules[f"{name}{i}"] = make()
+    return nn.Sequential(modules)
+
+
+def _positive(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r} is no layer width: expected an integer of at least 1")
+
+
+def mlp(
+    inputs: int,
+    outputs: int,
+    *,
+    hidden: Sequence[int] = (80, 80, 80),
+    activation: str = "relu",
+    init: str = "pytorch",
+    bias: bool = True,
+    generator: Generator | None = None,
+) -> nn.Module:
+    """Build a multi-layer perceptron; by default the 784-80-80-80-10 net of Sun and Nielsen (2017).
+
+    Args:
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        hidden: Widths of the hidden layers.
+        activation: relu, tanh, logistic, elu or linear, after every hidden layer.
+        init: pytorch, glorot, sparse or zeros.
+        bias: Whether the layers have biases.
+        generator: Source of the initial weights.
+
+    Returns:
+        A model without replica axes that maps [B, inputs] to [B, outputs].
+    """
+    for width in hidden:
+        _positive("hidden", width)
+    return initialise(
+        _chain([inputs, *hidden, outputs], [activation] * len(hidden), bias=bias), init, generator
+    )
+
+
+def deep_linear(
+    inputs: int,
+    outputs: int,
+    *,
+    layers: int = 6,
+    width: int = 100,
+    init: str = "pytorch",
+    bias: bool = True,
+    generator: Generator | None = None,
+) -> nn.Module:
+    """Build a deep linear network; by default 6 weight matrices with 100 units between (Fujimori et al. 2022).
+
+    Args:
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        layers: Number of weight matrices.
+        width: Units of every hidden layer.
+        init: pytorch, glorot, sparse or zeros.
+        bias: Whether the layers have biases.
+        generator: Source of the initial weights.
+
+    Returns:
+        A model without replica axes that maps [B, inputs] to [B, outputs].
+    """
+    _positive("layers", layers)
+    return mlp(
+        inputs, outputs, hidden=[width] * (layers - 1), activation="linear", init=init, bias=bias, generator=generator
+    )
+
+
+def autoencoder(
+    inputs: int,
+    outputs: int,
+    *,
+    hidden: Sequence[int] = (1000, 500, 250),
+    code: int = 30,
+    activation: str = "logistic",
+    init: str = "sparse",
+    generator: Generator | None = None,
+) -> nn.Module:
+    """Build the mirrored autoencoder of Martens and Grosse (2015), Section 13: linear code units.
+
+    Args:
+        inputs: Number of inputs.
+        outputs: Must equal `inputs`; the outputs are the natural parameters of the reconstruction.
+        hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
+        code: Units of the code layer.
+        activation: relu, tanh, logistic, elu or linear, after every hidden layer but the code.
+        init: pytorch, glorot, sparse or zeros.
+        generator: Source of the initial weights.
+
+    Returns:
+        A model without replica axes that maps [B, inputs] to [B, inputs].
+
+    Raises:
+        UsageError: If `outputs` differs from `inputs`.
+    """
+    if outputs != inputs:
+        raise UsageError(f"outputs={outputs} does not fit an autoencoder of {inputs} inputs: set target=input")
+    for width in (*hidden, code):
+        _positive("hidden", width)
+    widths = [inputs, *hidden, code, *reversed(hidden), inputs]
+    activations = [activation] * len(hidden) + ["linear"] + [activation] * len(hidden)
+    return initialise(_chain(widths, activations), init, generator)
+
+
+def linear(
+    inputs: int, outputs: int, *, init: str = "zeros", bias: bool = True, generator: Generator | None = None
+) -> nn.Module:
+    """Build the single-layer (generalised) linear model; convex, so it starts at zero.
+
+    Args:
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        init: pytorch, glorot, sparse or zeros.
+        bias: Whether there is a bias, the ones column appended last (Kunstner et al. 2019).
+        generator: Source of the initial weights.
+
+    Returns:
+        A model without replica axes that maps [B, inputs] to [B, outputs].
+    """
+    return mlp(inputs, outputs, hidden=(), init=init, bias=bias, generator=generator)

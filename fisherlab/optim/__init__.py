@@ -1,0 +1,7 @@
+"""Optimizers: natural gradient = kind x structure x damping x step rule, and the plain ones beside it."""
+
+from fisherlab.optim.optimizer import FisherOptimizer
+from fisherlab.optim.preconditioner import Preconditioner
+from fisherlab.optim.presets import EFNGD, KFAC, SGD, Adam, NaturalGradient
+
+__all__ = ["EFNGD", "KFAC", "SGD", "Adam", "FisherOptimizer", "NaturalGradient", "Preconditioner"]

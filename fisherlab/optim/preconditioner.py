@@ -1,0 +1,174 @@
+"""A preconditioner = kind x structure x damping, with its moving average and its periods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import UsageError, did_you_mean
+from fisherlab.fisher import STRUCTURES, Captured, Kind, Statistics, Structure, statistics
+from fisherlab.fisher.kinds import MAX_COLUMNS
+from fisherlab.fisher.linalg import full_precision
+from fisherlab.likelihood import Likelihood
+from fisherlab.streams import Streams
+
+
+def _period(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name}={value!r} is no period: expected an integer of at least 1")
+    return value
+
+
+class Preconditioner:
+    """Turns gradients into natural gradients.
+
+    Args:
+        kind: exact, mc or empirical.
+        structure: kronecker, full, gram, or smaller (full or gram, whichever system is smaller).
+        damping_mode: factored or tikhonov; the structure's first when None.
+        ema: eps_max of the moving average, eps = min(1 - 1/k, eps_max) at the k-th update; 0 keeps the last batch only.
+        ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I with eps = eps_max.
+        stats_period: Steps between updates of the average.
+        inverse_period: Steps between factorisations.
+        samples: Labels per example for mc.
+        max_columns: The most outputs for exact.
+
+    Raises:
+        UsageError: If a choice is unknown, or the combination makes no sense; says why.
+    """
+
+    def __init__(
+        self,
+        kind: str = "mc",
+        structure: str = "kronecker",
+        damping_mode: str | None = None,
+        *,
+        ema: float = 0.0,
+        ema_start: str = "batch",
+        stats_period: int = 1,
+        inverse_period: int = 1,
+        samples: int = 1,
+        max_columns: int = MAX_COLUMNS,
+    ) -> None:
+        if kind not in list(Kind):
+            raise UsageError(f"kind={kind!r} is unknown: {did_you_mean(str(kind), Kind)}")
+        if structure not in STRUCTURES:
+            raise UsageError(f"structure={structure!r} is unknown: {did_you_mean(str(structure), STRUCTURES)}")
+        modes = STRUCTURES[structure].damping_modes
+        if damping_mode is not None and damping_mode not in modes:
+            raise UsageError(f"damping_mode={damping_mode!r} does not fit structure={structure}: expected {' or '.join(modes)}")
+        if ema_start not in ("batch", "identity"):
+            raise UsageError(f"ema_start={ema_start!r} is unknown: {did_you_mean(str(ema_start), ('batch', 'identity'))}")
+        if not isinstance(ema, (int, float)) or not 0 <= ema < 1:
+            raise UsageError(f"ema={ema!r} is out of range: expected a number in [0, 1)")
+        self.kind = Kind(kind)
+        self.structure_name = structure
+        self.structure: Structure = STRUCTURES[structure](damping_mode)
+        self.ema, self.ema_start = ema, ema_start
+        self.stats_period = _period("stats_period", stats_period)
+        self.inverse_period = _period("inverse_period", inverse_period)
+        self.samples = _period("samples", samples)
+        self.max_columns = _period("max_columns", max_columns)
+        self.step, self.updates = 0, 0
+        self._failed: tuple[Tensor, Tensor] | None = None
+        if not self.structure.keeps and (ema or stats_period > 1 or inverse_period > 1 or ema_start == "identity"):
+            raise UsageError(
+                f"structure={structure} keeps no moving average, because its basis is the batch: expected ema=0, "
+                f"ema_start=batch, stats_period=1, inverse_period=1; got ema={ema}, ema_start={ema_start}, "
+                f"stats_period={stats_period}, inverse_period={inverse_period}"
+            )
+
+    def __call__(
+        self,
+        captured: Captured,
+        likelihood: Likelihood,
+        y: Tensor,
+        observed: list[Tensor],
+        gradient: list[Tensor],
+        extra: list[Tensor] | None,
+        damping: Tensor,
+        streams: Streams,
+    ) -> list[Tensor]:
+        """Make one natural gradient.
+
+        Args:
+            captured: The forward pass.
+            likelihood: Of its outputs.
+            y: Observed targets.
+            observed: Pre-activation gradients of the observed targets.
+            gradient: Gradient of the mean nll, per layer.
+            extra: L2's part of the objective's gradient, per layer.
+            damping: lambda (plus L2 where it counts as curvature), float64 [...].
+            streams: Source of label noise.
+
+        Returns:
+            (F + lambda I)^-1 (gradient + extra), per layer.
+        """
+        with full_precision():
+            if self.step % self.stats_period == 0:
+                self._update(self._statistics(captured, likelihood, y, observed, streams))
+            if self.step % self.inverse_period == 0:
+                self._mark(self.structure.refresh(damping))
+            direction = self.structure.solve(gradient, extra)
+        self.step += 1
+        return direction
+
+    def _statistics(
+        self, captured: Captured, likelihood: Likelihood, y: Tensor, observed: list[Tensor], streams: Streams
+    ) -> Statistics:
+        noise = None
+        if self.kind is Kind.MC:
+            shape = (self.samples, *captured.output.shape[-2:])
+            noise = likelihood.noise(streams, self.step, shape, captured.output.dtype)
+            # A stream axis [S, ...] stands beside the replicas' [S, H, ...].
+            noise = noise.unsqueeze(1) if noise.ndim == 4 else noise
+        return statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns)
+
+    def _update(self, stats: Statistics) -> None:
+        self.updates += 1
+        decay = self.ema
+        if self.ema_start == "batch":
+            decay = min(1 - 1 / self.updates, self.ema)
+        elif self.updates == 1:
+            self.structure.start_at_identity(stats)
+        self.structure.update(stats, decay)
+
+    def _mark(self, failed: Tensor) -> None:
+        """Remember the first failure of each replica, without reading it."""
+        hit = failed.any(0)
+        if self._failed is None:
+            never = torch.full_like(hit, -1, dtype=torch.int64)
+            self._failed = (never, never)
+        step, block = self._failed
+        fresh = hit & (step < 0)
+        now = torch.full_like(step, self.step)
+        self._failed = (torch.where(fresh, now, step), torch.where(fresh, failed.int().argmax(0), block))
+
+    def failures(self) -> tuple[Tensor, Tensor] | None:
+        """Where the solves first failed; reading the tensors synchronises.
+
+        Returns:
+            First failed step (-1 for none) and block, int64 [...]; None before the first refresh.
+        """
+        return self._failed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Collect the state that a bit-exact resume needs.
+
+        Returns:
+            Counters, failures and the structure's factors.
+        """
+        failed = None if self._failed is None else list(self._failed)
+        return {"step": self.step, "updates": self.updates, "failed": failed, "structure": self.structure.state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: As `state_dict` returned it.
+        """
+        self.step, self.updates = state["step"], state["updates"]
+        self._failed = None if state["failed"] is None else (state["failed"][0], state["failed"][1])
+        self.structure.load(state["structure"])

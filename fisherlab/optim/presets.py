@@ -1,0 +1,149 @@
+"""Presets: the optimizers by their names in the literature. Each is a choice of rule and preconditioner, nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from fisherlab.likelihood import Likelihood
+from fisherlab.optim.hyper import Hyper, fraction, not_negative, positive
+from fisherlab.optim.optimizer import FisherOptimizer
+from fisherlab.optim.preconditioner import Preconditioner
+
+
+class SGD(FisherOptimizer):
+    """Stochastic gradient descent with momentum, bit-equal to torch.optim.SGD given equal gradients.
+
+    Args:
+        model: The model.
+        likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
+        lr: Learning rate.
+        momentum: Decay of the momentum buffer.
+        nesterov: Nesterov's look-ahead.
+        **options: L2 and seed, see `FisherOptimizer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        lr: Hyper = 0.1,
+        momentum: Hyper = 0.0,
+        nesterov: bool = False,
+        **options: Any,
+    ) -> None:
+        rule = {"momentum": fraction("momentum", momentum), "nesterov": nesterov}
+        super().__init__(model, likelihood, lr=lr, rule_options=rule, **options)
+
+
+class Adam(FisherOptimizer):
+    """Adam (Kingma and Ba 2015), bit-equal to torch.optim.Adam given equal gradients.
+
+    Args:
+        model: The model.
+        likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
+        lr: Learning rate.
+        beta1: Decay of the mean of the gradients.
+        beta2: Decay of the mean of their squares.
+        eps: Added to the root of the mean square.
+        **options: L2 and seed, see `FisherOptimizer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        lr: Hyper = 1e-3,
+        beta1: Hyper = 0.9,
+        beta2: Hyper = 0.999,
+        eps: Hyper = 1e-8,
+        **options: Any,
+    ) -> None:
+        rule = {"beta1": fraction("beta1", beta1), "beta2": fraction("beta2", beta2), "eps": positive("eps", eps)}
+        super().__init__(model, likelihood, lr=lr, rule="adam", rule_options=rule, **options)
+
+
+class NaturalGradient(FisherOptimizer):
+    """A natural-gradient method by its four choices: kind x structure x damping x step rule.
+
+    Args:
+        model: The model.
+        likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
+        lr: Learning rate.
+        damping: lambda, added to the mean Fisher.
+        momentum: Decay of the momentum buffer; acts on the preconditioned gradient.
+        nesterov: Nesterov's look-ahead.
+        kind: exact, mc or empirical.
+        structure: kronecker, full, gram, or smaller.
+        damping_mode: factored or tikhonov; the structure's own when None.
+        ema: eps_max of the moving average of the statistics.
+        ema_start: batch or identity.
+        stats_period: Steps between updates of the statistics.
+        inverse_period: Steps between factorisations.
+        samples: Sampled labels per example, for mc.
+        max_columns: The most outputs for exact.
+        **options: L2, KL clip, learning rate of uncovered parameters, and seed, see `FisherOptimizer`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        lr: Hyper = 1.0,
+        damping: Hyper = 1e-3,
+        momentum: Hyper = 0.0,
+        nesterov: bool = False,
+        kind: str = "exact",
+        structure: str = "smaller",
+        damping_mode: str | None = None,
+        ema: float = 0.0,
+        ema_start: str = "batch",
+        stats_period: int = 1,
+        inverse_period: int = 1,
+        samples: int = 1,
+        max_columns: int = 64,
+        **options: Any,
+    ) -> None:
+        preconditioner = Preconditioner(
+            kind,
+            structure,
+            damping_mode,
+            ema=ema,
+            ema_start=ema_start,
+            stats_period=stats_period,
+            inverse_period=inverse_period,
+            samples=samples,
+            max_columns=max_columns,
+        )
+        rule = {"momentum": fraction("momentum", momentum), "nesterov": nesterov}
+        not_negative("damping", damping)
+        super().__init__(
+            model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options
+        )
+
+
+class KFAC(NaturalGradient):
+    """K-FAC, block-diagonal (Martens and Grosse 2015, Section 4.2), with sampled labels and factored Tikhonov damping.
+
+    Takes every argument of `NaturalGradient`; only the defaults differ.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
+        defaults = {"lr": 0.1, "damping": 1e-1, "momentum": 0.9, "kind": "mc", "ema": 0.95, "inverse_period": 10}
+        super().__init__(model, likelihood, **(defaults | {"structure": "kronecker"} | options))
+
+
+class EFNGD(NaturalGradient):
+    """Empirical-Fisher natural gradient, exact full matrix of each batch, by the smaller of the primal and the dual system.
+
+    On a mini-batch and as lambda -> 0 this lowers all B losses equally; it is the EFGD of Kunstner et al. (2019) only where the batch
+    is the whole data set. Takes every argument of `NaturalGradient`; only the defaults differ.
+    """
+
+    def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
+        defaults = {"lr": 0.1, "damping": 1e-2, "kind": "empirical"}
+        super().__init__(model, likelihood, **(defaults | {"structure": "smaller"} | options))

@@ -1,0 +1,76 @@
+"""Append-only CSV tables that survive a kill: a torn last line is cut off again on resume."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+Value = int | float | str | None
+
+
+def cell(value: Value, digits: int = 17) -> str:
+    """Write one value.
+
+    Args:
+        value: A number, a name, or None for an empty cell.
+        digits: Significant digits of a float: 9 restore a float32, 17 a float64.
+
+    Returns:
+        Text that pandas reads back as the same value.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
+    return str(value)
+
+
+class Table:
+    """One CSV file of a run.
+
+    Args:
+        path: The file.
+        columns: Its header.
+        digits: Significant digits of floats.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], digits: int = 17) -> None:
+        self.path = path
+        self.columns = list(columns)
+        self.digits = digits
+
+    def append(self, rows: Iterable[Sequence[Value]]) -> None:
+        """Append rows; the header comes with the first.
+
+        Args:
+            rows: One value per column each.
+        """
+        lines = [",".join(cell(v, self.digits) for v in row) + "\n" for row in rows]
+        if not lines:
+            return
+        if not self.length():
+            lines.insert(0, ",".join(self.columns) + "\n")
+        # One write call per batch of rows: a kill can tear only the last line.
+        with self.path.open("ab", buffering=0) as file:
+            file.write("".join(lines).encode())
+
+    def length(self) -> int:
+        """Bytes written so far.
+
+        Returns:
+            0 where there is no file yet.
+        """
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, length: int) -> None:
+        """Cut back to what a checkpoint knows.
+
+        Args:
+            length: Bytes to keep; 0 removes the file.
+        """
+        if length:
+            os.truncate(self.path, length)
+        else:
+            self.path.unlink(missing_ok=True)

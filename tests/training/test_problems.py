@@ -1,0 +1,24 @@
+"""Every optimizer runs on every problem of the issue and lowers its loss, on real data and with its own defaults."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+FEW = "dataset.splits={train: 2000, test: 500}"
+PROBLEMS = {
+    "mnist mlp": ["dataset=mnist", FEW, "model=mlp", "steps=60"],
+    "mnist deep_linear": ["dataset=mnist", FEW, "model=deep_linear", "steps=60"],
+    "mnist autoencoder": ["dataset=mnist", FEW, "model=autoencoder", "steps=12", "batch_size=100"],
+    "a1a logistic": ["dataset=a1a", "model=logistic", "steps=60"],
+    "digits mlp": ["dataset=digits", "model=mlp", "steps=60"],
+}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "kfac", "efngd"])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_the_loss_falls(run, problem, optimizer):
+    result = run("evaluate_every=null", *PROBLEMS[problem], f"optimizer={optimizer}")
+    loss = pd.read_csv(result.directory / "metrics.csv")["train_loss"]
+    assert result.status == "finished"
+    assert loss.iloc[-1] < 0.99 * loss.iloc[0]
