@@ -1,8 +1,8 @@
 """Elementwise functions whose bits do not depend on where an element lies.
 
-torch computes `sigmoid` and `elu` by one formula in the body of a tensor and by another in its last few elements, so a replica would
-differ in its last bits between running alone and running in a group. Of `exp`, `expm1`, `log1p`, `tanh`, `logsigmoid` and plain
-arithmetic this is not so (measured on x86 with MKL_CBWR=AUTO,STRICT).
+torch computes `sigmoid`, `elu` and `softplus` by one formula in the body of a tensor and by another in its last few
+elements, so a replica would differ in its last bits between running alone and running in a group. `exp`, `expm1`,
+`log1p`, `tanh`, `logsigmoid` and plain arithmetic do not (measured on x86 with MKL_CBWR=AUTO,STRICT).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def logistic(x: Tensor) -> Tensor:
 
 
 def elu(x: Tensor) -> Tensor:
-    """x where positive, else exp(x) - 1.
+    """Keep what is positive; else exp(x) - 1.
 
     Args:
         x: Any tensor.

@@ -1,8 +1,8 @@
 """Likelihoods: the negative log likelihood of the model's outputs, its samples, its output Fisher.
 
-Shapes: natural parameters (logits, or the mean) f [..., B, K]; every result is per example, summed over outputs. Targets may lack
-the leading replica axes of f. For all three the output Fisher is also the Hessian of the nll with respect to f
-(Kunstner et al. 2019, Appendix A.2).
+Shapes: natural parameters (logits, or the mean) f [..., B, K]; every result is per example, summed over outputs.
+Targets may lack the leading replica axes of f. For all three the output Fisher is also the Hessian of the nll with
+respect to f (Kunstner et al. 2019, Appendix A.2).
 """
 
 from __future__ import annotations

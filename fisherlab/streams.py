@@ -1,7 +1,7 @@
 """Counter-based random streams: the draw depends on (seed, purpose, counter) and on nothing drawn before it.
 
-An optimizer that draws no labels, or draws them every tenth step, therefore sees the same batches as one that does, and a
-resumed run needs no generator state.
+An optimizer that draws no labels, or draws them every tenth step, therefore sees the same batches as one that does, and
+a resumed run needs no generator state.
 """
 
 from __future__ import annotations

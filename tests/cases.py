@@ -1,5 +1,6 @@
 """Small problems and the optimizers under test, shared by the test modules."""
 
+import itertools
 from collections import OrderedDict
 from typing import Any
 
@@ -23,12 +24,16 @@ PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
     "momentum": (fisherlab.SGD, {"lr": 0.1, "momentum": 0.9}),
     "nesterov": (fisherlab.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     "adam": (fisherlab.Adam, {"lr": 0.01}),
-    "kfac": (fisherlab.KFAC, {"inverse_period": 2, "stats_period": 1}),
+    "kfac": (fisherlab.KFAC, {"inverse_period": 2}),
+    "kfac-inverse": (fisherlab.KFAC, {"inverse_period": 5, "stats_period": 2}),  # few refreshes: an explicit inverse
     "kfac-tikhonov": (fisherlab.KFAC, {"kind": "empirical", "damping_mode": "tikhonov", "inverse_period": 1}),
     "kfac-exact": (fisherlab.KFAC, {"kind": "exact", "ema_start": "identity", "stats_period": 2}),
     "efngd": (fisherlab.EFNGD, {}),
     "gram-exact": (fisherlab.NaturalGradient, {"kind": "exact", "structure": "gram", "lr": 0.3}),
-    "gram-mc": (fisherlab.NaturalGradient, {"kind": "mc", "structure": "gram", "samples": 2, "lr": 0.3, "damping": 0.1}),
+    "gram-mc": (
+        fisherlab.NaturalGradient,
+        {"kind": "mc", "structure": "gram", "samples": 2, "lr": 0.3, "damping": 0.1},
+    ),
     "full": (fisherlab.NaturalGradient, {"kind": "exact", "structure": "full", "ema": 0.9, "lr": 0.3}),
 }
 NATURAL = {name: preset for name, preset in PRESETS.items() if issubclass(preset[0], fisherlab.NaturalGradient)}
@@ -48,11 +53,13 @@ def layer(kind: str, inputs: int, outputs: int, bias: bool, source: torch.Genera
     return made
 
 
-def model_of(kind: str = "dense", widths: tuple[int, ...] = (4, 5, 3), *, bias: bool = True, seed: int = 0) -> nn.Sequential:
+def model_of(
+    kind: str = "dense", widths: tuple[int, ...] = (4, 5, 3), *, bias: bool = True, seed: int = 0
+) -> nn.Sequential:
     """A tanh network in float64."""
     source = generator(seed, "test/model")
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         modules[f"layer{i}"] = layer(kind, inputs, outputs, bias, source)
         if i < len(widths) - 2:
             modules[f"tanh{i}"] = nn.Tanh()
@@ -60,7 +67,13 @@ def model_of(kind: str = "dense", widths: tuple[int, ...] = (4, 5, 3), *, bias: 
 
 
 def batch_of(
-    likelihood: str, batch: int = 6, inputs: int = 4, outputs: int = 3, *, seed: int = 0, dtype: torch.dtype = torch.float64
+    likelihood: str,
+    batch: int = 6,
+    inputs: int = 4,
+    outputs: int = 3,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
     """Random inputs and targets."""
     x = torch.randn(batch, inputs, generator=generator(seed, "test/x"), dtype=dtype)
@@ -113,4 +126,6 @@ def flat(layers: list[Tensor]) -> Tensor:
 
 def like(layers: list[Tensor], seed: int = 1) -> list[Tensor]:
     """Random matrices of the same shapes."""
-    return [torch.randn(m.shape, dtype=m.dtype, generator=generator(seed, "test/like", i)) for i, m in enumerate(layers)]
+    return [
+        torch.randn(m.shape, dtype=m.dtype, generator=generator(seed, "test/like", i)) for i, m in enumerate(layers)
+    ]

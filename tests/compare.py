@@ -13,7 +13,9 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
     error = (actual - expected).abs().max().item()
     if error > tolerance * size:
         ratio = (actual / expected)[expected != 0]
-        low, middle, high = (f(ratio).item() for f in (torch.min, torch.median, torch.max)) if ratio.numel() else [float("nan")] * 3
+        low, middle, high = (
+            (f(ratio).item() for f in (torch.min, torch.median, torch.max)) if ratio.numel() else [float("nan")] * 3
+        )
         raise AssertionError(
             f"largest error {error:.3g}, allowed {tolerance:.1g} * {size:.3g}; "
             f"ratio actual / expected: lowest {low:.10g}, median {middle:.10g}, highest {high:.10g}"

@@ -1,7 +1,7 @@
 """The slow, obvious twin: one batch, float64, per-example Jacobians by torch.func, dense matrices.
 
-Written from the definitions, and independent of the package: it uses a model only through its forward pass. Parameters are ordered
-layer by layer, each layer's homogeneous weight [W, b] of shape [out, in + 1] row by row.
+Written from the definitions, and independent of the package: it uses a model only through its forward pass. Parameters
+are ordered layer by layer, each layer's homogeneous weight [W, b] of shape [out, in + 1] row by row.
 """
 
 import copy
@@ -90,7 +90,9 @@ class Twin:
 
     def residuals(self, y: Tensor) -> Tensor:
         """d nll / d f, [B, K]."""
-        return torch.stack([grad(lambda f, y=y: nll(self.likelihood, f, y))(f) for f, y in zip(self.outputs, y, strict=True)])
+        return torch.stack(
+            [grad(lambda f, y=y: nll(self.likelihood, f, y))(f) for f, y in zip(self.outputs, y, strict=True)]
+        )
 
     @cached_property
     def output_fishers(self) -> Tensor:
@@ -113,9 +115,12 @@ class Twin:
 
     def labels(self, noise: Tensor) -> Tensor:
         """One set of labels per sample: noise [M, B, 1 or K] -> [M, B] or [M, B, K]."""
-        return torch.stack([
-            torch.stack([sample(self.likelihood, f, u) for f, u in zip(self.outputs, one.double(), strict=True)]) for one in noise
-        ])
+        return torch.stack(
+            [
+                torch.stack([sample(self.likelihood, f, u) for f, u in zip(self.outputs, one.double(), strict=True)])
+                for one in noise
+            ]
+        )
 
     def fisher(self, kind: str, noise: Tensor | None = None) -> Tensor:
         """Dense [P, P]: exact, mc (of given noise) or empirical."""
@@ -143,7 +148,9 @@ class Twin:
             pairs.append((abar.mT @ abar / len(abar), self._mean_outer(kind, jacobian, noise)))
         return pairs
 
-    def kronecker_blocks(self, kind: str, damping: float = 0.0, mode: str = "tikhonov", noise: Tensor | None = None) -> Tensor:
+    def kronecker_blocks(
+        self, kind: str, damping: float = 0.0, mode: str = "tikhonov", noise: Tensor | None = None
+    ) -> Tensor:
         """Dense block-diagonal K-FAC [P, P], damped."""
         return torch.block_diag(*[damped_block(a, g, damping, mode) for a, g in self.factors(kind, noise)])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,7 @@ class Layer:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Weight [..., out, in] and, where there is one, bias [..., out]."""
-        weight, bias = self.module.weight, cast("nn.Parameter | None", self.module.bias)
-        return [cast("nn.Parameter", weight)] if bias is None else [cast("nn.Parameter", weight), bias]
+        return [p for p in (self.module.weight, self.module.bias) if isinstance(p, nn.Parameter)]
 
     @property
     def scale(self) -> float:
@@ -149,6 +148,8 @@ class Captured:
             Per-example pre-activation gradients [..., M, B, out], one per layer.
         """
         passes = [self.backward(c)[0] for c in cotangents.unbind(-3)]
+        if len(passes) == 1:  # the common case, one sampled label per example: a view, no copy
+            return [g.unsqueeze(-3) for g in passes[0]]
         return [torch.stack(layer, -3) for layer in zip(*passes, strict=True)]
 
 
@@ -162,7 +163,7 @@ class _Record:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether a layer's trainable parameters are its weight and bias themselves (no weight norm or other re-parametrisation)."""
+    """Whether a layer's parameters are its weight and bias themselves (no weight norm or so), and all trainable."""
     own = dict(module.named_parameters())
     return "weight" in own and own.keys() <= {"weight", "bias"} and all(p.requires_grad for p in own.values())
 
@@ -185,8 +186,8 @@ class Capture:
     """Finds the layers of a model and captures forward passes through them.
 
     Args:
-        model: Any module whose trainable `Dense` and `nn.Linear` layers are fed [..., B, in], each once per pass. A layer with a
-            re-parametrised weight (weight norm) counts as uncovered.
+        model: Any module whose trainable `Dense` and `nn.Linear` layers are fed [..., B, in], each once per pass. A
+            layer with a re-parametrised weight (weight norm) counts as uncovered.
 
     Raises:
         UsageError: If two layers share a parameter.
@@ -199,7 +200,7 @@ class Capture:
             for name, module in model.named_modules()
             if isinstance(module, (Dense, nn.Linear)) and _plain(module)
         ]
-        self._index = {layer.module: i for i, layer in enumerate(self.layers)}
+        self._index: dict[nn.Module, int] = {layer.module: i for i, layer in enumerate(self.layers)}
         self._coupled = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
         self._used_once = False
         self._may_overwrite = any(getattr(m, "inplace", False) for m in model.modules())
@@ -207,7 +208,8 @@ class Capture:
         for layer in self.layers:
             for parameter in layer.parameters:
                 if id(parameter) in owners:
-                    raise UsageError(f"layers '{owners[id(parameter)]}' and '{layer.name}' share a parameter: untie them")
+                    owner = owners[id(parameter)]
+                    raise UsageError(f"layers '{owner}' and '{layer.name}' share a parameter: untie them")
                 owners[id(parameter)] = layer.name
 
     @property
@@ -258,11 +260,11 @@ class Capture:
         return Captured(output.detach(), [r[0] for r in records], output, [r[1] for r in records])
 
     def _check_used_once(self, output: Tensor) -> None:
-        """Refuse a weight that the model also uses outside its layer (tied by hand): its gradient would lack that part."""
+        """Refuse a weight that the model also uses outside its layer (tied by hand): its gradient would be partial."""
         uses = _uses(output)
         for layer in self.layers:
             if any(uses[id(p)] > 1 for p in layer.parameters):
-                raise UsageError(f"the parameters of layer '{layer.name}' are used more than once in the model: untie them")
+                raise UsageError(f"the parameters of layer '{layer.name}' are used more than once: untie them")
         self._used_once = True
 
     @staticmethod
@@ -272,8 +274,9 @@ class Capture:
             raise UsageError(f"layer '{layer.name}' was not used in the forward pass: freeze it (requires_grad=False)")
         a, s = record.a, record.s
         if a.ndim < 2 or (isinstance(layer.module, nn.Linear) and a.ndim != 2):
-            raise UsageError(f"layer '{layer.name}' was fed {tuple(a.shape)}: expected a batch of vectors [batch, inputs]")
+            shape = tuple(a.shape)
+            raise UsageError(f"layer '{layer.name}' was fed {shape}: expected a batch of vectors [batch, inputs]")
         for what, modified in (("input", a._version != record.version), ("output", s._version > 0)):
             if modified:
-                raise UsageError(f"the {what} of layer '{layer.name}' was modified in place: expected out-of-place operations")
+                raise UsageError(f"the {what} of layer '{layer.name}' was modified in place: work out of place")
         return Inputs(a if layer.scale == 1.0 else a * layer.scale, layer.ones), s

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import add_to_diagonal, cholesky, gram_of_columns
-from fisherlab.fisher.structure import Structure, moving_average, stacked, total
+from fisherlab.fisher.linalg import add_to_diagonal, cholesky, second_moment
+from fisherlab.fisher.structure import Structure, stacked, total
 
 MAX_PARAMETERS = 10_000  # a float32 matrix of this size is 400 MB, and its Cholesky takes seconds
 
@@ -60,10 +60,9 @@ class Full(Structure):
                 f"structure=full needs a {size} x {size} matrix: expected at most {MAX_PARAMETERS} parameters; "
                 "use structure=gram or kronecker"
             )
-        batch = gram_of_columns(per_example(stats)) * (stats.weight / stats.batch)
-        self.matrix = moving_average(self.matrix, batch, decay)
+        self.matrix = second_moment(per_example(stats), stats.weight / stats.batch, old=self.matrix, decay=decay)
 
-    def refresh(self, damping: Tensor) -> Tensor:
+    def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
         assert self.matrix is not None, "update comes before refresh"
         self._root, failed = cholesky(add_to_diagonal(self.matrix, damping))

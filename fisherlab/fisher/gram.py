@@ -1,8 +1,8 @@
 """The dual system: exact full-matrix solves through the B x B (or M*B x M*B) Gram matrix of the per-example gradients.
 
 K = sum over layers of (a a^T) o (g g^T), so no per-example gradient is ever formed. Solved in coefficient form,
-u = U^T (K + B lambda I)^-1 w with U^T w = B * gradient: the textbook Woodbury form (g - U^T (...) U g) / lambda loses all digits in
-float32 when lambda is small.
+u = U^T (K + B lambda I)^-1 w with U^T w = B * gradient: the textbook Woodbury form (g - U^T (...) U g) / lambda loses
+all digits in float32 when lambda is small.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Gram(Structure):
         assert k is not None
         return k * self._stats.weight
 
-    def refresh(self, damping: Tensor) -> Tensor:
+    def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
         k = self.kernel()
         assert self._stats is not None
@@ -87,8 +87,8 @@ class Gram(Structure):
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve`.
 
-        With w known, u = U^T c + v / lambda and (K + B lambda I) c = w - U v / lambda, where v is what lies outside the span of U
-        (L2). For mc the gradient itself lies outside, and takes the part of v.
+        With w known, u = U^T c + v / lambda and (K + B lambda I) c = w - U v / lambda, where v is what lies outside the
+        span of U (L2). For mc the gradient itself lies outside, and takes the part of v.
 
         Args:
             gradient: The gradient of the mean nll, per layer.

@@ -1,8 +1,8 @@
 """Kinds of Fisher: which pre-activation gradients stand for E[g g^T].
 
 exact: over the model's own distribution of labels, one gradient per column of the output Fisher's square root;
-mc: labels sampled from the model (Martens and Grosse 2015, Section 5); empirical: the observed labels, which is *not* the Fisher
-(Kunstner, Balles and Hennig 2019).
+mc: labels sampled from the model (Martens and Grosse 2015, Section 5); empirical: the observed labels, which is *not*
+the Fisher (Kunstner, Balles and Hennig 2019).
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def statistics(
         if noise is None:
             raise ValueError("kind mc samples labels: it needs noise")
         logits = f.unsqueeze(-3)
-        cotangents = likelihood.residual(logits.expand(*f.shape[:-2], noise.shape[-3], *f.shape[-2:]), likelihood.sample(logits, noise))
+        cotangents = likelihood.residual(
+            logits.expand(*f.shape[:-2], noise.shape[-3], *f.shape[-2:]), likelihood.sample(logits, noise)
+        )
         return Statistics(captured.inputs, captured.backward_each(cotangents), 1.0 / noise.shape[-3])
     columns = f.shape[-1]
     if columns > max_columns:

@@ -9,40 +9,39 @@ from torch import Tensor
 
 from fisherlab.fisher.capture import Inputs
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import add_to_diagonal, cholesky, eigh, gram_of_columns
-from fisherlab.fisher.structure import Structure, moving_average, stacked, total
+from fisherlab.fisher.linalg import add_to_diagonal, cholesky, eigh, second_moment
+from fisherlab.fisher.structure import Structure, stacked, total
+
+INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
 
 
-def input_factor(inputs: Inputs) -> Tensor:
+def input_factor(inputs: Inputs, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
     """A = E[a-bar a-bar^T], the ones column included.
 
     Args:
         inputs: A layer's homogeneous inputs, B examples.
+        old: The average so far; overwritten.
+        decay: Its weight.
 
     Returns:
         Tensor [..., in + 1, in + 1], or [..., in, in] without biases.
     """
-    a = inputs.a
-    product = gram_of_columns(a) / a.shape[-2]
-    if inputs.ones is None:
-        return product
-    mean = (inputs.ones * a.mean(-2)).unsqueeze(-1)
-    corner = torch.full_like(mean[..., :1, :], inputs.ones**2)
-    return torch.cat([torch.cat([product, mean], -1), torch.cat([mean.mT, corner], -1)], -2)
+    return second_moment(inputs.a, 1 / inputs.a.shape[-2], ones=inputs.ones, old=old, decay=decay)
 
 
-def output_factor(gradients: Tensor, weight: float) -> Tensor:
+def output_factor(gradients: Tensor, weight: float, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
     """G = E[g g^T], over the examples and the kind's columns or samples.
 
     Args:
         gradients: Pre-activation gradients [..., M, B, out].
         weight: Of each of the M.
+        old: The average so far; overwritten.
+        decay: Its weight.
 
     Returns:
         Tensor [..., out, out].
     """
-    rows = gradients.flatten(-3, -2)
-    return gram_of_columns(rows) * (weight / gradients.shape[-2])
+    return second_moment(gradients.flatten(-3, -2), weight / gradients.shape[-2], old=old, decay=decay)
 
 
 def factored_damping(a: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,8 +68,8 @@ def factored_damping(a: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Ten
 class Kronecker(Structure):
     """Block-diagonal K-FAC.
 
-    Damping modes: `factored` adds pi * gamma to A and gamma / pi to G (Section 6.3); `tikhonov` adds lambda to the products of
-    their eigenvalues, which is (A (x) G + lambda I) exactly (Section 6.2's plain form).
+    Damping modes: `factored` adds pi * gamma to A and gamma / pi to G (Section 6.3); `tikhonov` adds lambda to the
+    products of their eigenvalues, which is (A (x) G + lambda I) exactly (Section 6.2's plain form).
     """
 
     damping_modes = ("factored", "tikhonov")
@@ -81,6 +80,7 @@ class Kronecker(Structure):
         self.a: list[Tensor | None] = []
         self.g: list[Tensor | None] = []
         self._prepared: list[tuple[Tensor, ...]] = []
+        self._explicit = False
 
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
@@ -96,24 +96,25 @@ class Kronecker(Structure):
         """See `Structure.update`."""
         layers = len(stats.inputs)
         old_a, old_g = self.a or [None] * layers, self.g or [None] * layers
-        self.a = [moving_average(o, input_factor(s), decay) for o, s in zip(old_a, stats.inputs, strict=True)]
-        self.g = [
-            moving_average(o, output_factor(g, stats.weight), decay)
-            for o, g in zip(old_g, stats.gradients, strict=True)
-        ]
+        self.a = [input_factor(s, o, decay) for s, o in zip(stats.inputs, old_a, strict=True)]
+        self.g = [output_factor(g, stats.weight, o, decay) for g, o in zip(stats.gradients, old_g, strict=True)]
 
-    def refresh(self, damping: Tensor) -> Tensor:
+    def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
         prepare = self._cholesky if self.damping_mode == "factored" else self._eigen
-        prepared = [prepare(a, g, damping) for a, g in zip(self.a, self.g, strict=True) if a is not None and g is not None]
+        self._explicit = solves >= INVERSE_FROM
+        prepared = [
+            prepare(a, g, damping) for a, g in zip(self.a, self.g, strict=True) if a is not None and g is not None
+        ]
         self._prepared = [p for p, _ in prepared]
         return stacked([failed for _, failed in prepared])
 
-    @staticmethod
-    def _cholesky(a: Tensor, g: Tensor, damping: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _cholesky(self, a: Tensor, g: Tensor, damping: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         on_a, on_g = factored_damping(a, g, damping)
         root_a, bad_a = cholesky(add_to_diagonal(a, on_a))
         root_g, bad_g = cholesky(add_to_diagonal(g, on_g))
+        if self._explicit:
+            return (torch.cholesky_inverse(root_a), torch.cholesky_inverse(root_g)), bad_a | bad_g
         return (root_a, root_g), bad_a | bad_g
 
     @staticmethod
@@ -129,10 +130,11 @@ class Kronecker(Structure):
         solve = self._solve_factored if self.damping_mode == "factored" else self._solve_eigen
         return [solve(v, *p) for v, p in zip(total(gradient, extra), self._prepared, strict=True)]
 
-    @staticmethod
-    def _solve_factored(v: Tensor, root_a: Tensor, root_g: Tensor) -> Tensor:
-        left = torch.cholesky_solve(v, root_g)
-        return torch.cholesky_solve(left.mT, root_a).mT
+    def _solve_factored(self, v: Tensor, on_a: Tensor, on_g: Tensor) -> Tensor:
+        if self._explicit:
+            return on_g @ v @ on_a
+        left = torch.cholesky_solve(v, on_g)
+        return torch.cholesky_solve(left.mT, on_a).mT
 
     @staticmethod
     def _solve_eigen(v: Tensor, vectors_a: Tensor, vectors_g: Tensor, denominator: Tensor) -> Tensor:
@@ -141,9 +143,10 @@ class Kronecker(Structure):
 
     def state(self) -> dict[str, Any]:
         """See `Structure.state`: the factors, and the factorisations of the last refresh."""
-        return {"a": list(self.a), "g": list(self.g), "prepared": [list(p) for p in self._prepared]}
+        prepared = [list(p) for p in self._prepared]
+        return {"a": list(self.a), "g": list(self.g), "prepared": prepared, "explicit": self._explicit}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Structure.load`."""
         self.a, self.g = list(state["a"]), list(state["g"])
-        self._prepared = [tuple(p) for p in state["prepared"]]
+        self._prepared, self._explicit = [tuple(p) for p in state["prepared"]], state["explicit"]

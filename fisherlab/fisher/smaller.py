@@ -24,9 +24,9 @@ class Smaller(Structure):
         self.chosen = Gram() if stats.rows < parameters(stats) else Full()
         self.chosen.update(stats, decay)
 
-    def refresh(self, damping: Tensor) -> Tensor:
+    def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
-        return self.chosen.refresh(damping)
+        return self.chosen.refresh(damping, solves)
 
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve`."""

@@ -39,11 +39,12 @@ class Structure(ABC):
         """
 
     @abstractmethod
-    def refresh(self, damping: Tensor) -> Tensor:
+    def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """Prepare solves with the present average and damping.
 
         Args:
             damping: lambda on F, [...].
+            solves: How many solves will follow before the next refresh; decides what is worth preparing.
 
         Returns:
             Bool mask [blocks, ...] of the factorisations that failed.
@@ -100,22 +101,6 @@ def total(gradient: list[Tensor], extra: list[Tensor] | None) -> list[Tensor]:
         Their sum, per layer.
     """
     return gradient if extra is None else [g + e for g, e in zip(gradient, extra, strict=True)]
-
-
-def moving_average(old: Tensor | None, new: Tensor, decay: float) -> Tensor:
-    """decay * old + (1 - decay) * new, forgetting a missing or unwanted past exactly.
-
-    Args:
-        old: The average so far.
-        new: The batch's value.
-        decay: Weight of the past.
-
-    Returns:
-        The new average; `old` is reused in place.
-    """
-    if old is None or decay == 0.0:
-        return new
-    return old.mul_(decay).add_(new, alpha=1 - decay)
 
 
 def stacked(masks: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -41,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
 def _chain(widths: Sequence[int], activations: Sequence[str], *, bias: bool = True) -> nn.Sequential:
     """Stack Dense layers of the given widths, an activation after each but the last."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
         modules[f"layer{i}"] = Dense(inputs, outputs, bias=bias)
         name = activations[i - 1] if i <= len(activations) else "linear"
         if name not in ACTIVATIONS:
@@ -83,9 +84,7 @@ def mlp(
     """
     for width in hidden:
         _positive("hidden", width)
-    return initialise(
-        _chain([inputs, *hidden, outputs], [activation] * len(hidden), bias=bias), init, generator
-    )
+    return initialise(_chain([inputs, *hidden, outputs], [activation] * len(hidden), bias=bias), init, generator)
 
 
 def deep_linear(

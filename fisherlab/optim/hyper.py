@@ -22,7 +22,7 @@ def checked(name: str, value: Hyper, valid: Callable[[Tensor], Tensor], expected
         expected: What to say was expected.
 
     Returns:
-        The value; a tensor as float64 on the CPU, so that schedules and powers are exact and independent of the replicas.
+        The value; a tensor as float64 on the CPU, so that schedules and powers are exact and each replica's own.
 
     Raises:
         UsageError: If any element is invalid.

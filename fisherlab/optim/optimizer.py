@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,16 +21,16 @@ from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.rules import adam_rule, momentum_rule
 from fisherlab.streams import Streams
 
-RULES = {"momentum": momentum_rule, "adam": adam_rule}
+RULES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"momentum": momentum_rule, "adam": adam_rule}
 FORMAT = 1
 
 
 class FisherOptimizer(torch.optim.Optimizer):
     """Minimise the mean nll of a model, plus L2, one batch at a time.
 
-    The presets (`SGD`, `Adam`, `KFAC`, `EFNGD`) are thin; this class does the work. Learning-rate schedulers of torch work on its
-    `param_groups`: the first holds the parameters that the preconditioner covers, the second, where there are any, those that take
-    the plain gradient.
+    The presets (`SGD`, `Adam`, `KFAC`, `EFNGD`) are thin; this class does the work. Learning-rate schedulers of torch
+    work on its `param_groups`: the first holds the parameters that the preconditioner covers, the second, where there
+    are any, those that take the plain gradient.
 
     Args:
         model: The model; its covered layers are `Dense` and `nn.Linear`.
@@ -42,8 +43,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         l2: Strength of the L2 term, 0.5 * l2 * ||W||^2 in the objective.
         l2_biases: Whether it includes the biases.
         l2_in_curvature: Whether the curvature is F + (lambda + l2) I, the objective's own.
-        kl_clip: kappa; scales the direction v so that lr^2 * v^T (F + lambda I) v <= kappa, with v^T grad in place of the
-            quadratic form (equal where v solves the damped system); None is off.
+        kl_clip: kappa; scales the direction v so that lr^2 * v^T (F + lambda I) v <= kappa, with v^T grad in place of
+            the quadratic form (equal where v solves the damped system); None is off.
         lr_uncovered: Learning rate of the parameters that no structure covers; `lr` when None.
         seed: Seed of the label noise, or one per stream.
     """
@@ -71,7 +72,6 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.preconditioner = preconditioner
         self.l2, self.l2_biases, self.l2_in_curvature = not_negative("l2", l2), l2_biases, l2_in_curvature
         self.kl_clip = None if kl_clip is None else positive("kl_clip", kl_clip)
-        self.capture = Capture(model)
         self.replicas = _replicas(model)
         groups = self._groups(positive("lr", lr), lr_uncovered)
         options = dict(rule_options or {})
@@ -85,6 +85,11 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.gradients: list[Tensor] = []
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
+    @cached_property
+    def capture(self) -> Capture:
+        """The capture of the model; a plain optimizer needs none, and takes models that a capture refuses."""
+        return Capture(self.model)
+
     def _groups(self, lr: Hyper, lr_uncovered: Hyper | None) -> list[dict[str, Any]]:
         """Split the trainable parameters in covered and uncovered."""
         trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
@@ -93,7 +98,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         if self.preconditioner is None:
             return [{"params": [p for _, p in trainable], "names": [n for n, _ in trainable], "lr": lr}]
         if not self.capture.layers:
-            raise UsageError("the model has no layer that a natural gradient covers: expected nn.Linear or fisherlab.Dense")
+            raise UsageError(
+                "the model has no layer that a natural gradient covers: expected nn.Linear or fisherlab.Dense"
+            )
         names = {id(p): n for n, p in trainable}
         covered = [p for layer in self.capture.layers for p in layer.parameters]
         groups = [{"params": covered, "names": [names[id(p)] for p in covered], "lr": lr}]
@@ -141,7 +148,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         with torch.enable_grad():
             f = self.model(x)
         loss = self._loss(f.detach(), y)
-        found = torch.autograd.grad(f, parameters, self.likelihood.residual(f.detach(), y) / f.shape[-2], allow_unused=True)
+        found = torch.autograd.grad(
+            f, parameters, self.likelihood.residual(f.detach(), y) / f.shape[-2], allow_unused=True
+        )
         flat = self._flat([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
         extra = self._l2_gradient(parameters)
         if extra is not None:
@@ -163,7 +172,14 @@ class FisherOptimizer(torch.optim.Optimizer):
         if self.l2_in_curvature:
             damping = damping + host(self.l2)
         direction = self.preconditioner(
-            captured, self.likelihood, y, observed, gradient, joined, damping.to(f.device, non_blocking=True), self.streams
+            captured,
+            self.likelihood,
+            y,
+            observed,
+            gradient,
+            joined,
+            damping.to(f.device, non_blocking=True),
+            self.streams,
         )
         flat = self._flat(self._parts(gradient))
         if extra is not None:
@@ -180,8 +196,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss = self.likelihood.nll(f, y).mean(-1)
         if loss.shape != self.replicas:
             raise UsageError(
-                f"the model's output of shape {tuple(f.shape)} does not fit: expected [batch, outputs] behind the replica "
-                f"axes {tuple(self.replicas)}"
+                f"the model's output of shape {tuple(f.shape)} does not fit: expected [batch, outputs] behind the "
+                f"replica axes {tuple(self.replicas)}"
             )
         return loss
 
@@ -200,7 +216,9 @@ class FisherOptimizer(torch.optim.Optimizer):
             return None
         lead = len(self.replicas)
         strength = {p.ndim: on(self.l2, p, p.ndim - lead) for p in parameters}
-        return [p * strength[p.ndim] if p.ndim > lead + 1 or self.l2_biases else torch.zeros_like(p) for p in parameters]
+        return [
+            p * strength[p.ndim] if p.ndim > lead + 1 or self.l2_biases else torch.zeros_like(p) for p in parameters
+        ]
 
     def _flat(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.cat([t.reshape(*self.replicas, -1) for t in parts], -1)
@@ -237,11 +255,12 @@ class FisherOptimizer(torch.optim.Optimizer):
         """
         assert self.preconditioner is not None
         place = f"of layer '{self.capture.layers[block].name}' " if self.preconditioner.structure.per_layer else ""
-        damping = host(self.param_groups[0]["damping"]).flatten().tolist()
+        values = host(self.param_groups[0]["damping"]).flatten().tolist()
+        damping = values[0] if len(values) == 1 else values
         return (
-            f"the damped {self.preconditioner.structure_name} matrix {place}could not be factorised at step {step}, not in "
-            f"float64 either (damping={damping[0] if len(damping) == 1 else damping}): expected a larger damping, or a "
-            "smaller lr if the statistics are not finite"
+            f"the damped {self.preconditioner.structure_name} matrix {place}could not be factorised at step {step}, "
+            f"not in float64 either (damping={damping}): expected a larger damping, or a smaller lr if the statistics "
+            "are not finite"
         )
 
     def describe(self) -> dict[str, Any]:
@@ -253,7 +272,11 @@ class FisherOptimizer(torch.optim.Optimizer):
         pre = self.preconditioner
         about: dict[str, Any] = {"rule": self.rule, "likelihood": self.likelihood.name}
         if pre is not None:
-            about |= {"kind": str(pre.kind), "structure": pre.structure_name, "damping_mode": pre.structure.damping_mode}
+            about |= {
+                "kind": str(pre.kind),
+                "structure": pre.structure_name,
+                "damping_mode": pre.structure.damping_mode,
+            }
             about |= {"scale": "mean over examples", "preconditioned": self.param_groups[0]["names"]}
             about["plain_gradient"] = [n for group in self.param_groups[1:] for n in group["names"]]
         return about
@@ -283,7 +306,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         """
         names = [group["names"] for group in self.param_groups]
         if state.get("format") != FORMAT or [g["names"] for g in state["param_groups"]] != names:
-            raise UsageError("the optimizer state does not fit this model and optimizer: expected the same parameter names")
+            raise UsageError("the optimizer state does not fit this model: expected the same parameter names")
         if (state["preconditioner"] is None) != (self.preconditioner is None):
             raise UsageError("the optimizer state does not fit: only one of the two has a preconditioner")
         for group, loaded in zip(self.param_groups, copy.deepcopy(state["param_groups"]), strict=True):

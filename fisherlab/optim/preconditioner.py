@@ -29,7 +29,7 @@ class Preconditioner:
         structure: kronecker, full, gram, or smaller (full or gram, whichever system is smaller).
         damping_mode: factored or tikhonov; the structure's first when None.
         ema: eps_max of the moving average, eps = min(1 - 1/k, eps_max) at the k-th update; 0 keeps the last batch only.
-        ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I with eps = eps_max.
+        ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I, eps = eps_max.
         stats_period: Steps between updates of the average.
         inverse_period: Steps between factorisations.
         samples: Labels per example for mc.
@@ -58,9 +58,11 @@ class Preconditioner:
             raise UsageError(f"structure={structure!r} is unknown: {did_you_mean(str(structure), STRUCTURES)}")
         modes = STRUCTURES[structure].damping_modes
         if damping_mode is not None and damping_mode not in modes:
-            raise UsageError(f"damping_mode={damping_mode!r} does not fit structure={structure}: expected {' or '.join(modes)}")
+            expected = " or ".join(modes)
+            raise UsageError(f"damping_mode={damping_mode!r} does not fit structure={structure}: expected {expected}")
         if ema_start not in ("batch", "identity"):
-            raise UsageError(f"ema_start={ema_start!r} is unknown: {did_you_mean(str(ema_start), ('batch', 'identity'))}")
+            nearest = did_you_mean(str(ema_start), ("batch", "identity"))
+            raise UsageError(f"ema_start={ema_start!r} is unknown: {nearest}")
         if not isinstance(ema, (int, float)) or not 0 <= ema < 1:
             raise UsageError(f"ema={ema!r} is out of range: expected a number in [0, 1)")
         self.kind = Kind(kind)
@@ -110,7 +112,7 @@ class Preconditioner:
             if self.step % self.stats_period == 0:
                 self._update(self._statistics(captured, likelihood, y, observed, streams))
             if self.step % self.inverse_period == 0:
-                self._mark(self.structure.refresh(damping))
+                self._mark(self.structure.refresh(damping, self.inverse_period))
             direction = self.structure.solve(gradient, extra)
         self.step += 1
         return direction

@@ -1,4 +1,4 @@
-"""Presets: the optimizers by their names in the literature. Each is a choice of rule and preconditioner, nothing else."""
+"""Presets: the optimizers by their names in the literature. Each is a choice of rule and preconditioner, no more."""
 
 from __future__ import annotations
 
@@ -133,17 +133,17 @@ class KFAC(NaturalGradient):
     """
 
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
-        defaults = {"lr": 0.1, "damping": 1e-1, "momentum": 0.9, "kind": "mc", "ema": 0.95, "inverse_period": 10}
-        super().__init__(model, likelihood, **(defaults | {"structure": "kronecker"} | options))
+        defaults: dict[str, Any] = {"lr": 0.1, "damping": 1e-1, "momentum": 0.9, "kind": "mc", "structure": "kronecker"}
+        super().__init__(model, likelihood, **(defaults | {"ema": 0.95, "inverse_period": 10} | options))
 
 
 class EFNGD(NaturalGradient):
-    """Empirical-Fisher natural gradient, exact full matrix of each batch, by the smaller of the primal and the dual system.
+    """Empirical-Fisher natural gradient: exact full matrix of each batch, by the smaller of primal and dual system.
 
-    On a mini-batch and as lambda -> 0 this lowers all B losses equally; it is the EFGD of Kunstner et al. (2019) only where the batch
-    is the whole data set. Takes every argument of `NaturalGradient`; only the defaults differ.
+    On a mini-batch and as lambda -> 0 this lowers all B losses equally; it is the EFGD of Kunstner et al. (2019) only
+    where the batch is the whole data set. Takes every argument of `NaturalGradient`; only the defaults differ.
     """
 
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
-        defaults = {"lr": 0.1, "damping": 1e-2, "kind": "empirical"}
+        defaults: dict[str, Any] = {"lr": 0.1, "damping": 1e-2, "kind": "empirical"}
         super().__init__(model, likelihood, **(defaults | {"structure": "smaller"} | options))

@@ -1,6 +1,6 @@
 """Step rules: how a direction becomes a step. The functional core, on flat vectors [..., P].
 
-Each returns (v, c) for the update p <- p + c * v, with the same roundings as torch.optim, so that one replica is bit-equal to it.
+Each returns (v, c) for the update p <- p + c * v, rounded as torch.optim rounds: one replica is bit-equal to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from fisherlab.optim.hyper import Hyper, host, is_zero, on
 State = dict[str, Any]
 
 
-def momentum_rule(direction: Tensor, state: State, *, lr: Hyper, momentum: Hyper, nesterov: bool) -> tuple[Tensor, Tensor]:
+def momentum_rule(
+    direction: Tensor, state: State, *, lr: Hyper, momentum: Hyper, nesterov: bool
+) -> tuple[Tensor, Tensor]:
     """Heavy ball or Nesterov momentum, acting on the (preconditioned) direction, as torch.optim.SGD.
 
     Args:
@@ -41,7 +43,9 @@ def momentum_rule(direction: Tensor, state: State, *, lr: Hyper, momentum: Hyper
     return state["buffer"], scale
 
 
-def adam_rule(direction: Tensor, state: State, *, lr: Hyper, beta1: Hyper, beta2: Hyper, eps: Hyper) -> tuple[Tensor, Tensor]:
+def adam_rule(
+    direction: Tensor, state: State, *, lr: Hyper, beta1: Hyper, beta2: Hyper, eps: Hyper
+) -> tuple[Tensor, Tensor]:
     """Adam (Kingma and Ba 2015), as torch.optim.Adam.
 
     Args:

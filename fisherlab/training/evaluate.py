@@ -65,6 +65,5 @@ def _sums(experiment: Experiment, x: Tensor, y: Tensor) -> Tensor:
     likelihood = experiment.likelihood
     y = experiment.beside(y)
     f = experiment.model(experiment.beside(x))
-    reconstructs = experiment.cfg.target == "input"
-    error = (likelihood.mean(f) - y).square().sum(-1) if reconstructs else likelihood.error(f, y)
+    error = (likelihood.mean(f) - y).square().sum(-1) if experiment.reconstructs else likelihood.error(f, y)
     return torch.stack([likelihood.nll(f, y).double().sum(), error.double().sum()])

@@ -39,6 +39,8 @@ class Experiment:
         batches: The order of the data.
         learning_rate: The schedule.
         steps: How many steps the run has.
+        replicas: The replica axes: (1, 1), or none.
+        reconstructs: Whether the targets are the inputs.
     """
 
     cfg: DictConfig
@@ -50,11 +52,9 @@ class Experiment:
     batches: Batches
     learning_rate: LearningRate
     steps: int
-
-    @property
-    def replicas(self) -> tuple[int, ...]:
-        """The replica axes: (1, 1), or none."""
-        return (1, 1) if isinstance(self.batches.streams.seeds, list) else ()
+    replicas: tuple[int, ...]
+    # Looked at in every step, where reading the configuration would cost more than the step's small operations.
+    reconstructs: bool
 
     def targets(self, split: Split) -> Tensor:
         """What the model predicts of a split: its labels, or its inputs.
@@ -65,7 +65,7 @@ class Experiment:
         Returns:
             y, or x itself.
         """
-        return split.x if self.cfg.target == "input" else split.y
+        return split.x if self.reconstructs else split.y
 
     def next_batch(self) -> tuple[Tensor, Tensor]:
         """Gather the next mini-batch.
@@ -192,7 +192,9 @@ def prepare(cfg: DictConfig) -> Experiment:
     optimizer = build(cfg.optimizer, "optimizer", model=model, likelihood=likelihood, **_seed(cfg.optimizer, seed))
     schedule = cfg.lr_schedule
     rate = LearningRate(schedule.name, schedule.end_fraction, schedule.warmup_steps, steps)
-    experiment = Experiment(cfg, device, dataset, likelihood, model, optimizer, batches, rate, steps)
+    replicas = (1, 1) if replicated else ()
+    parts = (cfg, device, dataset, likelihood, model, optimizer, batches, rate, steps, replicas)
+    experiment = Experiment(*parts, reconstructs=cfg.target == "input")
     _try(experiment)
     return experiment
 

@@ -126,13 +126,14 @@ class Trainer:
     def _loop(self) -> None:
         cfg, looked = self.experiment.cfg, time.perf_counter()
         every, wanted, kept = cfg.evaluate_every, set(cfg.histogram_steps), set(cfg.checkpoints)
+        save_every = math.inf if cfg.checkpoint_every is None else cfg.checkpoint_every
         while self.step < self.experiment.steps:
             self._train_step()
             last = self.step == self.experiment.steps
             evaluates = last or (self.step % every == 0 if every else self.experiment.batches.epoch_ends)
             now = time.perf_counter()
             special = self.step in wanted or self.step in kept
-            saves = now - self._saved_at >= cfg.checkpoint_every
+            saves = now - self._saved_at >= save_every
             if not (evaluates or special or saves or self._interrupted or now - looked >= FLUSH_EVERY):
                 continue
             with self.clock.phase("recording"):

@@ -68,7 +68,9 @@ def test_several_cotangents_are_single_ones_stacked():
     captured = Capture(model_of())(X)
     cotangents = torch.randn(2, 6, 3, dtype=torch.float64)
     for layer, (first, second) in zip(
-        captured.backward_each(cotangents), zip(*[captured.backward(c)[0] for c in cotangents], strict=True), strict=True
+        captured.backward_each(cotangents),
+        zip(*[captured.backward(c)[0] for c in cotangents], strict=True),
+        strict=True,
     ):
         assert torch.equal(layer, torch.stack([first, second]))
 

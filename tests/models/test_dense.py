@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from fisherlab.models import Dense
-from tests.compare import assert_close
 from fisherlab.streams import generator
+from tests.compare import assert_close
 
 
 def make(bias=True, lead=(), **scales):

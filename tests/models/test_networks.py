@@ -36,7 +36,10 @@ def test_sizes_are_the_papers():
 
 @pytest.mark.parametrize("activation", TORCH)
 def test_mlp_puts_the_activation_after_every_hidden_layer(activation):
-    model, x = mlp(5, 2, hidden=(4, 3), activation=activation, init="glorot").double(), torch.randn(6, 5, dtype=torch.float64)
+    model, x = (
+        mlp(5, 2, hidden=(4, 3), activation=activation, init="glorot").double(),
+        torch.randn(6, 5, dtype=torch.float64),
+    )
     assert_close(model(x), by_hand(model, x, [activation] * 2), 1e-14)
 
 

@@ -59,7 +59,7 @@ def test_the_number_must_fill_the_axes():
 )
 def test_foreign_parameters_are_refused(foreign):
     assert not can_replicate(foreign)
-    with pytest.raises(UsageError, match="fisherlab.Dense"):
+    with pytest.raises(UsageError, match=r"fisherlab\.Dense"):
         stack_replicas([foreign, foreign], (2,))
 
 

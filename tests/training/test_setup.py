@@ -93,7 +93,7 @@ def test_a_users_own_plain_model_and_dataset_train(run, optimizer):
         *replaced("plain_model").split(" "),
         f"optimizer={optimizer}",
         "batch_size=8",
-        "lr=0.01",
+        "lr=0.03",
         "epochs=6",
     )
     assert result.status == "finished"

@@ -1,0 +1,132 @@
+"""A saved and restored optimizer goes on bit for bit."""
+
+import io
+import itertools
+
+import pytest
+import torch
+
+import fisherlab
+from fisherlab.errors import UsageError
+from tests.cases import PRESETS, batch_of, model_of, parameters
+from tests.compare import assert_same_bits
+
+NAMES = [*PRESETS]
+
+
+def make(name, model, **options):
+    cls, preset = PRESETS[name]
+    return cls(model, "categorical", l2=1e-3, **(preset | options))
+
+
+def steps(optimizer, start, stop):
+    return torch.stack(
+        [optimizer.step(*batch_of("categorical", seed=s, dtype=torch.float32)) for s in range(start, stop)]
+    )
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("cut", [1, 3])  # in the middle of a period, and at its end
+@pytest.mark.parametrize("name", NAMES)
+def test_resumed_is_uninterrupted(name, cut):
+    model = model_of().float()
+    optimizer = make(name, model, seed=4)
+    steps(optimizer, 0, cut)
+    saved = through_a_file({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    expected = steps(optimizer, cut, cut + 5)
+
+    fresh = model_of(seed=1).float()
+    fresh.load_state_dict(saved["model"])
+    resumed = make(name, fresh, seed=4)
+    resumed.load_state_dict(saved["optimizer"])
+    assert_same_bits(steps(resumed, cut, cut + 5), expected)
+    assert_same_bits(parameters(fresh), parameters(model))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_is_a_snapshot_both_ways(name):
+    model = model_of().float()
+    optimizer = make(name, model)
+    steps(optimizer, 0, 2)
+    state = optimizer.state_dict()
+    kept = through_a_file(state)
+    steps(optimizer, 2, 4)  # must not reach the state that was taken
+    other = make(name, model_of(seed=1).float())
+    other.load_state_dict(state)
+    steps(other, 2, 4)  # nor must the optimizer that was given it
+    assert tensors(state)
+    for one, old in zip(tensors(state), tensors(kept), strict=True):
+        assert_same_bits(one, old)
+
+
+def tensors(state):
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, dict):
+        return list(itertools.chain.from_iterable(map(tensors, state.values())))
+    if isinstance(state, list):
+        return list(itertools.chain.from_iterable(map(tensors, state)))
+    return [torch.tensor(state)] if isinstance(state, (int, float)) else []
+
+
+@pytest.mark.parametrize("name", ["momentum", "kfac"])
+def test_a_scheduled_run_goes_on(name):
+    def scheduled(model):
+        optimizer = make(name, model)
+        return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
+
+    def go(optimizer, scheduler, start, stop):
+        for s in range(start, stop):
+            steps(optimizer, s, s + 1)
+            scheduler.step()
+
+    model = model_of().float()
+    optimizer, scheduler = scheduled(model)
+    go(optimizer, scheduler, 0, 3)
+    saved = through_a_file([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()])
+    go(optimizer, scheduler, 3, 6)
+    fresh = model_of(seed=1).float()
+    fresh.load_state_dict(saved[0])
+    resumed, other = scheduled(fresh)
+    resumed.load_state_dict(saved[1])
+    other.load_state_dict(saved[2])
+    go(resumed, other, 3, 6)
+    assert_same_bits(parameters(fresh), parameters(model))
+
+
+def test_hyper_parameters_of_replicas_travel_too():
+    lr = torch.tensor([[0.1, 0.2]], dtype=torch.float64)
+
+    def make_group(scale):
+        model = fisherlab.stack_replicas([fisherlab.mlp(4, 3, hidden=(5,))] * 2, (1, 2))
+        return fisherlab.KFAC(model, "categorical", lr=scale * lr, damping=scale * lr, seed=[0])
+
+    first, second = make_group(1.0), make_group(2.0)
+    second.load_state_dict(through_a_file(first.state_dict()))
+    assert torch.equal(second.param_groups[0]["lr"], lr)
+    assert torch.equal(second.param_groups[0]["damping"], lr)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (lambda: make("kfac", model_of()), lambda: make("momentum", model_of())),
+        (lambda: make("momentum", model_of()), lambda: make("momentum", model_of(widths=(4, 5, 5, 3)))),
+    ],
+    ids=["preconditioner", "other model"],
+)
+def test_a_state_of_something_else_is_refused(source, target):
+    with pytest.raises(UsageError, match="does not fit"):
+        target().load_state_dict(source().state_dict())
+
+
+def test_an_unknown_format_is_refused():
+    optimizer = make("kfac", model_of())
+    with pytest.raises(UsageError, match="does not fit"):
+        optimizer.load_state_dict(optimizer.state_dict() | {"format": 0})
