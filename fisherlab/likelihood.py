@@ -41,12 +41,24 @@ class Likelihood(ABC):
             nats per example [..., B].
         """
 
-    @abstractmethod
     def residual(self, f: Tensor, y: Tensor) -> Tensor:
         """Gradient of the nll with respect to f: E[y | f] - y.
 
         Args:
             f: Natural parameters [..., B, K].
+            y: Targets.
+
+        Returns:
+            Tensor [..., B, K].
+        """
+        return self.residual_at(self.mean(f), y)
+
+    @abstractmethod
+    def residual_at(self, mean: Tensor, y: Tensor) -> Tensor:
+        """`residual`, for a caller that has the mean already.
+
+        Args:
+            mean: E[y | f], [..., B, K].
             y: Targets.
 
         Returns:
@@ -78,13 +90,25 @@ class Likelihood(ABC):
             Noise [samples, B, 1 or K], behind a stream axis where the streams have one.
         """
 
-    @abstractmethod
     def sample(self, f: Tensor, noise: Tensor) -> Tensor:
         """Turn noise into targets drawn from p(y | f).
 
         Args:
             f: Natural parameters [..., B, K].
             noise: As `noise` draws it, broadcast against f.
+
+        Returns:
+            Targets [..., B] (categorical) or [..., B, K].
+        """
+        return self.sample_at(self.mean(f), noise)
+
+    @abstractmethod
+    def sample_at(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """`sample`, for a caller that has the mean already.
+
+        Args:
+            mean: E[y | f], [..., B, K].
+            noise: As `noise` draws it, broadcast against the mean.
 
         Returns:
             Targets [..., B] (categorical) or [..., B, K].
@@ -147,11 +171,11 @@ class Categorical(Likelihood):
         index = y.expand(f.shape[:-1]).unsqueeze(-1)
         return -f.log_softmax(-1).gather(-1, index).squeeze(-1)
 
-    def residual(self, f: Tensor, y: Tensor) -> Tensor:
-        """See `Likelihood.residual`."""
-        index = y.expand(f.shape[:-1]).unsqueeze(-1)
-        minus = torch.full((), -1.0, dtype=f.dtype, device=f.device).expand(index.shape)
-        return self.mean(f).scatter_add(-1, index, minus)
+    def residual_at(self, mean: Tensor, y: Tensor) -> Tensor:
+        """See `Likelihood.residual_at`."""
+        index = y.expand(mean.shape[:-1]).unsqueeze(-1)
+        minus = torch.full((), -1.0, dtype=mean.dtype, device=mean.device).expand(index.shape)
+        return mean.scatter_add(-1, index, minus)
 
     def mean(self, f: Tensor) -> Tensor:
         """See `Likelihood.mean`."""
@@ -161,11 +185,11 @@ class Categorical(Likelihood):
         """See `Likelihood.noise`; uniform, one number per label."""
         return streams.uniform("labels", counter, (*shape[:-1], 1), dtype)
 
-    def sample(self, f: Tensor, noise: Tensor) -> Tensor:
-        """See `Likelihood.sample`; by the inverse of the distribution function."""
-        cdf = self.mean(f).cumsum(-1)
+    def sample_at(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """See `Likelihood.sample_at`; by the inverse of the distribution function."""
+        cdf = mean.cumsum(-1)
         below = cdf <= noise * cdf[..., -1:]
-        return below.sum(-1).clamp_(max=f.shape[-1] - 1)
+        return below.sum(-1).clamp_(max=mean.shape[-1] - 1)
 
     def fisher(self, f: Tensor) -> Tensor:
         """See `Likelihood.fisher`: diag(p) - p p^T."""
@@ -198,9 +222,9 @@ class Bernoulli(Likelihood):
         # softplus(f) - f y, with no cancellation where either is large.
         return (f.clamp(min=0) - f * y + torch.log1p(torch.exp(-f.abs()))).sum(-1)
 
-    def residual(self, f: Tensor, y: Tensor) -> Tensor:
-        """See `Likelihood.residual`."""
-        return self.mean(f) - y
+    def residual_at(self, mean: Tensor, y: Tensor) -> Tensor:
+        """See `Likelihood.residual_at`."""
+        return mean - y
 
     def mean(self, f: Tensor) -> Tensor:
         """See `Likelihood.mean`."""
@@ -210,9 +234,9 @@ class Bernoulli(Likelihood):
         """See `Likelihood.noise`; uniform."""
         return streams.uniform("labels", counter, shape, dtype)
 
-    def sample(self, f: Tensor, noise: Tensor) -> Tensor:
-        """See `Likelihood.sample`."""
-        return (noise < self.mean(f)).to(f.dtype)
+    def sample_at(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """See `Likelihood.sample_at`."""
+        return (noise < mean).to(mean.dtype)
 
     def _sd(self, f: Tensor) -> Tensor:
         # sqrt(p (1 - p)) without cancellation where p is near 0 or 1.
@@ -244,9 +268,9 @@ class Gaussian(Likelihood):
         """See `Likelihood.nll`."""
         return 0.5 * (f - y).square().sum(-1)
 
-    def residual(self, f: Tensor, y: Tensor) -> Tensor:
-        """See `Likelihood.residual`."""
-        return f - y
+    def residual_at(self, mean: Tensor, y: Tensor) -> Tensor:
+        """See `Likelihood.residual_at`."""
+        return mean - y
 
     def mean(self, f: Tensor) -> Tensor:
         """See `Likelihood.mean`."""
@@ -256,9 +280,9 @@ class Gaussian(Likelihood):
         """See `Likelihood.noise`; standard normal."""
         return streams.normal("labels", counter, shape, dtype)
 
-    def sample(self, f: Tensor, noise: Tensor) -> Tensor:
-        """See `Likelihood.sample`."""
-        return f + noise
+    def sample_at(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """See `Likelihood.sample_at`."""
+        return mean + noise
 
     def fisher(self, f: Tensor) -> Tensor:
         """See `Likelihood.fisher`: the identity."""

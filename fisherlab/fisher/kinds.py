@@ -62,6 +62,7 @@ def statistics(
     observed: list[Tensor],
     noise: Tensor | None = None,
     max_columns: int = MAX_COLUMNS,
+    mean: Tensor | None = None,
 ) -> Statistics:
     """Back-propagate what a kind of Fisher asks for.
 
@@ -73,6 +74,7 @@ def statistics(
         observed: Pre-activation gradients [..., B, out] of the observed targets.
         noise: For mc: noise [..., M, B, 1 or K] as the likelihood draws it.
         max_columns: For exact: the most columns that are back-propagated.
+        mean: E[y | f], where the caller has it already.
 
     Returns:
         The statistics.
@@ -88,10 +90,9 @@ def statistics(
     if kind is Kind.MC:
         if noise is None:
             raise ValueError("kind mc samples labels: it needs noise")
-        logits = f.unsqueeze(-3)
-        cotangents = likelihood.residual(
-            logits.expand(*f.shape[:-2], noise.shape[-3], *f.shape[-2:]), likelihood.sample(logits, noise)
-        )
+        mean = (likelihood.mean(f) if mean is None else mean).unsqueeze(-3)
+        labels = likelihood.sample_at(mean, noise)
+        cotangents = likelihood.residual_at(mean.expand(*f.shape[:-2], noise.shape[-3], *f.shape[-2:]), labels)
         return Statistics(captured.inputs, captured.backward_each(cotangents), 1.0 / noise.shape[-3])
     columns = f.shape[-1]
     if columns > max_columns:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fisherlab.errors import SolveError, UsageError
 from fisherlab.fisher.capture import Capture
 from fisherlab.fisher.linalg import readable
+from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
 from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, positive
@@ -82,7 +83,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.streams = Streams(seed if isinstance(seed, int) else list(seed), first.device)
         self.record_norms = False
         self.report: dict[str, Tensor] = {}
-        self.gradients: list[Tensor] = []
+        self._gradient: list[list[Tensor]] = []
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
     @cached_property
@@ -124,10 +125,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         Raises:
             SolveError: If a damped matrix could not be factorised (CPU, no replica axes; else see `check`).
         """
-        loss, gradients, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
+        loss, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
         if self.preconditioner is not None and not self.replicas and readable(loss):
             self.check()
-        self.gradients = gradients
         squares = []
         for group, state, direction in zip(self.param_groups, self._rule_state, directions, strict=True):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
@@ -138,12 +138,17 @@ class FisherOptimizer(torch.optim.Optimizer):
                 squares.append(torch.linalg.vector_norm(v, dim=-1).mul_(c.abs()))
         if self.record_norms:
             self.report["update_norm"] = squares[0] if len(squares) == 1 else torch.stack(squares).norm(dim=0)
-            norms = [torch.linalg.vector_norm(g, dim=-1) for g in gradients]
+            norms = [torch.linalg.vector_norm(g, dim=-1) for g in self.gradients]
             self.report["grad_norm"] = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
         return loss
 
-    def _plain(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The gradient of the objective, flat, for every parameter alike."""
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The last step's gradient of the objective, flat [..., P], one per parameter group."""
+        return [self._flat(parts) for parts in self._gradient]
+
+    def _plain(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the gradient of the objective, flat, for every parameter alike."""
         parameters = self.param_groups[0]["params"]
         with torch.enable_grad():
             f = self.model(x)
@@ -151,46 +156,34 @@ class FisherOptimizer(torch.optim.Optimizer):
         found = torch.autograd.grad(
             f, parameters, self.likelihood.residual(f.detach(), y) / f.shape[-2], allow_unused=True
         )
-        flat = self._flat([torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)])
-        extra = self._l2_gradient(parameters)
-        if extra is not None:
-            flat = flat + self._flat(extra)
-        return loss, [flat], [flat]
+        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        flat = self._flat(total(filled, self._l2_gradient(parameters)))
+        self._gradient = [[flat]]
+        return loss, [flat]
 
-    def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The natural gradient of the covered parameters and the plain one of the others, flat."""
+    def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and the natural gradient of the covered parameters and the plain one of the others, flat."""
         assert self.preconditioner is not None
         captured = self.capture(x)
         f, batch = captured.output, captured.output.shape[-2]
         loss = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
-        observed, rest_gradients = captured.backward(self.likelihood.residual(f, y), rest)
+        mean = self.likelihood.mean(f)
+        observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
         gradient = [s.weighted_sum(g) / batch for s, g in zip(captured.inputs, observed, strict=True)]
         extra = self._l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = host(self.param_groups[0]["damping"])
         if self.l2_in_curvature:
             damping = damping + host(self.l2)
-        direction = self.preconditioner(
-            captured,
-            self.likelihood,
-            y,
-            observed,
-            gradient,
-            joined,
-            damping.to(f.device, non_blocking=True),
-            self.streams,
-        )
-        flat = self._flat(self._parts(gradient))
-        if extra is not None:
-            flat = flat + self._flat(extra)
-        step = self._clipped(self._flat(self._parts(direction)), flat)
-        if not rest:
-            return loss, [flat], [step]
-        other = self._flat([g / batch for g in rest_gradients])
-        other_l2 = self._l2_gradient(rest)
-        other = other if other_l2 is None else other + self._flat(other_l2)
-        return loss, [flat, other], [step, other]
+        self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
+        direction = self.preconditioner(gradient, joined, damping.to(f.device, non_blocking=True))
+        self._gradient = [total(self._parts(gradient), extra)]
+        steps = [self._clipped(self._flat(self._parts(direction)))]
+        if rest:
+            self._gradient.append(total([g / batch for g in rest_gradients], self._l2_gradient(rest)))
+            steps.append(self._flat(self._gradient[1]))
+        return loss, steps
 
     def _loss(self, f: Tensor, y: Tensor) -> Tensor:
         loss = self.likelihood.nll(f, y).mean(-1)
@@ -201,12 +194,12 @@ class FisherOptimizer(torch.optim.Optimizer):
             )
         return loss
 
-    def _clipped(self, direction: Tensor, gradient: Tensor) -> Tensor:
+    def _clipped(self, direction: Tensor) -> Tensor:
         """KL clip: nu = min(1, sqrt(kappa / (lr^2 v^T grad)))."""
         if self.kl_clip is None:
             return direction
         lr = on(self.param_groups[0]["lr"], direction, 0)
-        form = lr.square() * (direction * gradient).sum(-1)
+        form = lr.square() * (direction * self.gradients[0]).sum(-1)
         nu = (on(self.kl_clip, direction, 0) / form).sqrt().clamp(max=1)
         return direction * torch.where(form > 0, nu, torch.ones_like(nu)).unsqueeze(-1)
 
@@ -221,6 +214,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         ]
 
     def _flat(self, parts: Sequence[Tensor]) -> Tensor:
+        if len(parts) == 1:
+            return parts[0].reshape(*self.replicas, -1)
         return torch.cat([t.reshape(*self.replicas, -1) for t in parts], -1)
 
     def _parts(self, joined: list[Tensor]) -> list[Tensor]:

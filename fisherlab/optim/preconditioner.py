@@ -82,51 +82,53 @@ class Preconditioner:
                 f"stats_period={stats_period}, inverse_period={inverse_period}"
             )
 
-    def __call__(
+    def observe(
         self,
         captured: Captured,
         likelihood: Likelihood,
         y: Tensor,
         observed: list[Tensor],
-        gradient: list[Tensor],
-        extra: list[Tensor] | None,
-        damping: Tensor,
+        mean: Tensor,
         streams: Streams,
-    ) -> list[Tensor]:
-        """Make one natural gradient.
+    ) -> None:
+        """Update the statistics from a batch, where it is their turn.
 
         Args:
             captured: The forward pass.
             likelihood: Of its outputs.
             y: Observed targets.
             observed: Pre-activation gradients of the observed targets.
-            gradient: Gradient of the mean nll, per layer.
-            extra: L2's part of the objective's gradient, per layer.
-            damping: lambda (plus L2 where it counts as curvature), float64 [...].
+            mean: E[y | f] at the outputs.
             streams: Source of label noise.
-
-        Returns:
-            (F + lambda I)^-1 (gradient + extra), per layer.
         """
-        with full_precision():
-            if self.step % self.stats_period == 0:
-                self._update(self._statistics(captured, likelihood, y, observed, streams))
-            if self.step % self.inverse_period == 0:
-                self._mark(self.structure.refresh(damping, self.inverse_period))
-            direction = self.structure.solve(gradient, extra)
-        self.step += 1
-        return direction
-
-    def _statistics(
-        self, captured: Captured, likelihood: Likelihood, y: Tensor, observed: list[Tensor], streams: Streams
-    ) -> Statistics:
+        if self.step % self.stats_period:
+            return
         noise = None
         if self.kind is Kind.MC:
             shape = (self.samples, *captured.output.shape[-2:])
             noise = likelihood.noise(streams, self.step, shape, captured.output.dtype)
             # A stream axis [S, ...] stands beside the replicas' [S, H, ...].
             noise = noise.unsqueeze(1) if noise.ndim == 4 else noise
-        return statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns)
+        with full_precision():
+            self._update(statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns, mean))
+
+    def __call__(self, gradient: list[Tensor], extra: list[Tensor] | None, damping: Tensor) -> list[Tensor]:
+        """Make one natural gradient, with a fresh factorisation where it is its turn.
+
+        Args:
+            gradient: Gradient of the mean nll, per layer.
+            extra: L2's part of the objective's gradient, per layer.
+            damping: lambda (plus L2 where it counts as curvature), float64 [...].
+
+        Returns:
+            (F + lambda I)^-1 (gradient + extra), per layer.
+        """
+        with full_precision():
+            if self.step % self.inverse_period == 0:
+                self._mark(self.structure.refresh(damping, self.inverse_period))
+            direction = self.structure.solve(gradient, extra)
+        self.step += 1
+        return direction
 
     def _update(self, stats: Statistics) -> None:
         self.updates += 1

@@ -135,7 +135,8 @@ class Recorder:
         width = (high - low) / bins
         edges = [10.0 ** (low + i * width) for i in range(bins + 1)]
         for name, entries in layers.items():
-            exponents = entries.detach().flatten().double().square().log10().clamp(low, high - width / 2)
+            # The square's logarithm is twice the entry's: so a float32 square cannot underflow.
+            exponents = entries.detach().flatten().abs().log10().mul_(2).clamp_(low, high - width / 2)
             counts = torch.histc(exponents[torch.isfinite(exponents)], bins, low, high).long().tolist()
             rows = zip(edges, edges[1:], counts, strict=False)
             self.histogram.append([step, name, 0.0 if i == 0 else a, b, n] for i, (a, b, n) in enumerate(rows))

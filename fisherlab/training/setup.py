@@ -74,13 +74,11 @@ class Experiment:
             x [*replicas, B, in] and the targets alike.
         """
         train, index = self.dataset.splits["train"], self.batches.next()
-        return self._gather(train.x, index), self._gather(self.targets(train), index)
-
-    def _gather(self, rows: Tensor, index: Tensor | None) -> Tensor:
         if index is None:
-            return self.beside(rows)
-        taken = rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
-        return taken.unsqueeze(1) if self.replicas else taken
+            return self.beside(train.x), self.beside(self.targets(train))
+        rows = index.flatten()
+        x = self.beside(train.x.index_select(0, rows))
+        return x, x if self.reconstructs else self.beside(train.y.index_select(0, rows))
 
     def beside(self, rows: Tensor) -> Tensor:
         """Give rows of the data the replica axes, without copying.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import fisherlab
-from fisherlab.optim.rules import adam_rule, momentum_rule
+from fisherlab.optim.rules import _power, adam_rule, momentum_rule
 from fisherlab.streams import generator
 from tests.compare import assert_same_bits
 
@@ -72,6 +72,13 @@ def test_every_lane_of_a_group_has_the_bits_of_a_lone_run(name, size, dtype):
             own = {k: t[i].item() for k, t in tensors.items()}
             apply(row, *rule(g[i], states[i], lr=lr[i].item(), **(options | own)))
     assert_same_bits(p, torch.stack(alone))
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_adam_s_bias_correction_is_the_same_power_in_every_lane(step):
+    # torch.pow rounds differently in the tail of a tensor; Python's power is the one torch.optim uses.
+    betas = torch.rand(5000, dtype=torch.float64, generator=generator(0, "b"))
+    assert_same_bits(_power(betas, step), torch.tensor([b**step for b in betas.tolist()], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adam"])

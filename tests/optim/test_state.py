@@ -107,10 +107,16 @@ def test_hyper_parameters_of_replicas_travel_too():
         model = fisherlab.stack_replicas([fisherlab.mlp(4, 3, hidden=(5,))] * 2, (1, 2))
         return fisherlab.KFAC(model, "categorical", lr=scale * lr, damping=scale * lr, seed=[0])
 
-    first, second = make_group(1.0), make_group(2.0)
-    second.load_state_dict(through_a_file(first.state_dict()))
-    assert torch.equal(second.param_groups[0]["lr"], lr)
-    assert torch.equal(second.param_groups[0]["damping"], lr)
+    first, second, third = make_group(1.0), make_group(2.0), make_group(3.0)
+    state = first.state_dict()
+    second.load_state_dict(through_a_file(state))
+    third.load_state_dict(state)
+    first.param_groups[0]["lr"].mul_(5)  # must not reach the snapshot, nor who was given it
+    for optimizer in (second, third):
+        assert torch.equal(optimizer.param_groups[0]["lr"], lr)
+        assert torch.equal(optimizer.param_groups[0]["damping"], lr)
+    third.param_groups[0]["lr"].mul_(5)
+    assert torch.equal(state["param_groups"][0]["lr"], lr)
 
 
 @pytest.mark.parametrize(
