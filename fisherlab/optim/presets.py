@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from fisherlab.errors import UsageError
 from fisherlab.likelihood import Likelihood
-from fisherlab.optim.hyper import Hyper, fraction, not_negative, positive
+from fisherlab.optim.hyper import Hyper, fraction, is_zero, positive
 from fisherlab.optim.optimizer import FisherOptimizer
 from fisherlab.optim.preconditioner import Preconditioner
 
@@ -120,10 +121,14 @@ class NaturalGradient(FisherOptimizer):
             max_columns=max_columns,
         )
         rule = {"momentum": fraction("momentum", momentum), "nesterov": nesterov}
-        not_negative("damping", damping)
         super().__init__(
             model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options
         )
+        if is_zero(damping) and not (is_zero(self.l2) or self.l2_in_curvature or preconditioner.structure.keeps):
+            raise UsageError(
+                "damping=0 with l2 outside the curvature does not fit a Gram system: L2's gradient lies outside the span "
+                "of the batch, where the matrix is zero; expected damping above 0, or l2_in_curvature=true"
+            )
 
 
 class KFAC(NaturalGradient):
@@ -133,7 +138,7 @@ class KFAC(NaturalGradient):
     """
 
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
-        defaults: dict[str, Any] = {"lr": 0.1, "damping": 1e-1, "momentum": 0.9, "kind": "mc", "structure": "kronecker"}
+        defaults: dict[str, Any] = {"lr": 0.1, "damping": 1.0, "momentum": 0.9, "kind": "mc", "structure": "kronecker"}
         super().__init__(model, likelihood, **(defaults | {"ema": 0.95, "inverse_period": 10} | options))
 
 
@@ -145,5 +150,5 @@ class EFNGD(NaturalGradient):
     """
 
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
-        defaults: dict[str, Any] = {"lr": 0.1, "damping": 1e-2, "kind": "empirical"}
+        defaults: dict[str, Any] = {"lr": 1.0, "damping": 1.0, "kind": "empirical"}
         super().__init__(model, likelihood, **(defaults | {"structure": "smaller"} | options))

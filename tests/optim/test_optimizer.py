@@ -332,3 +332,9 @@ def test_the_four_choices_compose_freely():
             model, "categorical", lr=0.1, rule=rule, rule_options=options, preconditioner=preconditioner, damping=0.1
         ).step(x, y)
         assert not torch.equal(parameters(model), before)
+
+
+def test_gram_refuses_undamped_l2_outside_the_curvature():
+    model = nn.Sequential(nn.Linear(3, 2))
+    with pytest.raises(UsageError, match="damping=0 with l2 outside the curvature"):
+        fisherlab.EFNGD(model, "categorical", damping=0.0, l2=0.1, l2_in_curvature=False)
