@@ -126,8 +126,8 @@ class NaturalGradient(FisherOptimizer):
         )
         if is_zero(damping) and not (is_zero(self.l2) or self.l2_in_curvature or preconditioner.structure.keeps):
             raise UsageError(
-                "damping=0 with l2 outside the curvature does not fit a Gram system: L2's gradient lies outside the span "
-                "of the batch, where the matrix is zero; expected damping above 0, or l2_in_curvature=true"
+                "damping=0 with l2 outside the curvature does not fit a Gram system: L2's gradient lies outside the "
+                "span of the batch, where the matrix is zero; expected damping above 0, or l2_in_curvature=true"
             )
 
 
