@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from fisherlab.files import replace
+
 STYLE = {"train": ("tab:blue", "-"), "valid": ("tab:green", "-."), "test": ("tab:orange", "--")}
 
 
@@ -39,9 +41,7 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
-    temporary.replace(path)
+    replace(path, lambda temporary: figure.savefig(temporary, dpi=120))
     return path
 
 

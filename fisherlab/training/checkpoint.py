@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fisherlab.errors import UsageError
-from fisherlab.training.files import replace
+from fisherlab.files import replace
 
 FORMAT = 1
 NAME = "checkpoint.pt"

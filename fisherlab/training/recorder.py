@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.training.files import write_json
+from fisherlab.files import write_json
 from fisherlab.training.tables import Table, Value
 
 METRICS = ["step", "epoch", "examples", "seconds"]

@@ -18,9 +18,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fisherlab.errors import UsageError
+from fisherlab.files import check_writable, make_folder
 from fisherlab.training import checkpoint
 from fisherlab.training.environment import commit, environment
-from fisherlab.training.files import make_folder
 from fisherlab.training.recorder import Recorder
 from fisherlab.training.setup import Experiment, prepare, resolve
 from fisherlab.training.trainer import Stop, Trainer
@@ -56,6 +56,7 @@ def train(cfg: DictConfig, directory: Path | None = None) -> RunResult:
     """
     began = time.perf_counter()
     cfg = resolve(cfg)
+    check_writable(directory or Path(cfg.results) / "runs")
     experiment = prepare(cfg)
     facts = json.dumps(environment(experiment.device), indent=2) + "\n"
     files = {"config.yaml": OmegaConf.to_yaml(cfg), "environment.json": facts}
@@ -145,10 +146,17 @@ def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setu
             end["error" if status == "failed" else "message"] = message
         if trace:
             end["traceback"] = trace
-        if status != "interrupted":
-            _keep(trainer, status)
-            _plot(folder)
-        recorder.status("running" if status == "interrupted" else status, **end)
+        try:
+            if status != "interrupted":
+                _keep(trainer, status)
+                _plot(folder)
+            recorder.status("running" if status == "interrupted" else status, **end)
+        except OSError as error:
+            # A full disk: what the run has left so far can be resumed when there is room.
+            status, message = (
+                "failed",
+                f"{message + '; ' if message else ''}its end could not be written: {error.strerror}",
+            )
     _report(status, message, trainer, times, folder)
     return RunResult(status, folder, dict(recorder.last))
 

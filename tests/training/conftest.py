@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pandas as pd
@@ -41,3 +42,12 @@ def run(tmp_path: Path):
         return train(config(*overrides), tmp_path / name)
 
     return go
+
+
+def start(target, *args) -> multiprocessing.process.BaseProcess:
+    """A process of its own, forked from a server that has already imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fisherlab.training.run", "fisherlab.config", "tests.training.test_resume"])
+    process = context.Process(target=target, args=args)
+    process.start()
+    return process

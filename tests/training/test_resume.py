@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ from omegaconf import OmegaConf
 from fisherlab.errors import UsageError
 from fisherlab.training import checkpoint
 from fisherlab.training.run import resume, train
-from tests.training.conftest import config, tables
+from tests.training.conftest import config, start, tables
 
 OPTIMIZERS = {
     "sgd": ["optimizer=sgd", "lr=0.02"],
@@ -37,15 +36,6 @@ def _resume(folder: Path) -> None:
     resume(folder)
 
 
-def _start(target, *args) -> multiprocessing.process.BaseProcess:
-    """A process of its own, forked from a server that has already imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fisherlab.training.run", "fisherlab.config", "tests.training.test_resume"])
-    process = context.Process(target=target, args=args)
-    process.start()
-    return process
-
-
 def _kill_after(process, folder: Path, rows: int) -> bool:
     """SIGKILL once the run has written so many step rows; False where it ended before."""
     steps = folder / "steps.csv"
@@ -63,12 +53,12 @@ def test_sigkill_and_resume_give_the_same_tables(tmp_path, name):
     overrides = [*OPTIMIZERS[name], *LONG, *SCHEDULES]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     _train(overrides, whole)
-    process = _start(_train, overrides, killed)
+    process = start(_train, overrides, killed)
     kills = 0
     for rows in (1, 200, 500):
         kills += _kill_after(process, killed, rows)
         assert json.loads((killed / "status.json").read_text())["status"] in ("running", "finished")
-        process = _start(_resume, killed)
+        process = start(_resume, killed)
     process.join()
     assert kills >= 2, "the run was too short to be killed"
     assert tables(killed) == tables(whole)
@@ -93,7 +83,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_resumable_run(tmp_path, number):
     overrides = [*OPTIMIZERS["kfac"], *LONG, "checkpoint_every=1000"]
-    process = _start(_train, overrides, tmp_path / "run")
+    process = start(_train, overrides, tmp_path / "run")
     while not (tmp_path / "run" / "steps.csv").exists():
         time.sleep(0.005)
     os.kill(process.pid, number)
@@ -189,7 +179,7 @@ def test_another_commit_is_only_a_warning(interrupted, monkeypatch, capsys):
 
 def test_two_processes_do_not_train_one_run(tmp_path):
     overrides = [*OPTIMIZERS["sgd"], *LONG, "epochs=3000"]
-    process = _start(_train, overrides, tmp_path / "run")
+    process = start(_train, overrides, tmp_path / "run")
     while not (tmp_path / "run" / "checkpoint.pt").exists():
         time.sleep(0.005)
     with pytest.raises(UsageError, match="is being trained by another process"):

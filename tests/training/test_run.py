@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import resource
 
 import pandas as pd
 import pytest
@@ -14,7 +16,7 @@ from fisherlab.data import Dataset, Split
 from fisherlab.errors import UsageError
 from fisherlab.training.recorder import METRICS
 from fisherlab.training.run import train
-from tests.training.conftest import config, tables
+from tests.training.conftest import config, start, tables
 
 
 def test_a_run_leaves_every_file_of_the_contract(run, capsys):
@@ -156,3 +158,36 @@ def test_a_run_in_float64_differs_from_float32_only_by_rounding(run):
     double = pd.read_csv(run("optimizer=kfac", "dtype=float64", name="b").directory / "metrics.csv")["train_loss"]
     assert single[0] == pytest.approx(double[0], rel=1e-6)
     assert single[0] != double[0]
+
+
+def test_a_file_in_place_of_the_results_folder_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "results").write_text("mine")
+    monkeypatch.setattr("fisherlab.training.run.prepare", lambda cfg: pytest.fail("work began"))
+    with pytest.raises(UsageError, match="cannot be written: Not a directory; choose another with results=PATH"):
+        train(config(f"results={tmp_path}/results"))
+    assert (tmp_path / "results").read_text() == "mine"
+
+
+def _train_with_files_up_to(limit: int, overrides: list[str], folder) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        status = train(config(*overrides), folder).status
+    except UsageError as error:
+        assert "cannot be written: File too large" in str(error)
+        os._exit(42)
+    os._exit({"failed": 43}.get(status, 44))
+
+
+@pytest.mark.parametrize(("limit", "exit_code"), [(0, 42), (30_000, 43)])
+def test_a_full_disk(tmp_path, limit, exit_code):
+    """Nothing can be written: refused. No more can be written: the run fails, and what it wrote stays readable."""
+    overrides = ["optimizer=sgd", "steps=3000", "evaluate_every=100"]
+    process = start(_train_with_files_up_to, limit, overrides, tmp_path / "run")
+    process.join()
+    assert process.exitcode == exit_code
+    if not limit:
+        assert not list(tmp_path.iterdir())
+        return
+    steps = pd.read_csv(tmp_path / "run" / "steps.csv")
+    assert len(steps) > 100
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]

@@ -49,6 +49,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def check_writable(folder: Path) -> None:
+    """See that a folder could be made and filled, leaving nothing behind; before minutes of work, not after.
+
+    Args:
+        folder: A folder that may not exist yet.
+
+    Raises:
+        UsageError: If it could not.
+    """
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
+            file.flush()
+    except OSError as error:
+        raise UsageError(f"'{folder}' cannot be written: {error.strerror}; choose another with results=PATH") from None
+
+
 def make_folder(folder: Path, files: Mapping[str, str]) -> Path:
     """Make a run directory together with its first files, by one rename.
 
@@ -77,9 +95,7 @@ def make_folder(folder: Path, files: Mapping[str, str]) -> Path:
         for parent in made:
             parent.rmdir() if parent.is_dir() else None
         reason = "it is there already and not empty" if folder.is_dir() and any(folder.iterdir()) else error.strerror
-        raise UsageError(
-            f"run directory '{folder}' cannot be made: {reason}; choose another with hydra.run.dir=PATH"
-        ) from None
+        raise UsageError(f"'{folder}' cannot be made: {reason}; choose another with hydra.run.dir=PATH") from None
     return folder
 
 
