@@ -153,10 +153,7 @@ def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setu
             recorder.status("running" if status == "interrupted" else status, **end)
         except OSError as error:
             # A full disk: what the run has left so far can be resumed when there is room.
-            status, message = (
-                "failed",
-                f"{message + '; ' if message else ''}its end could not be written: {error.strerror}",
-            )
+            status, message = "failed", "; ".join(filter(None, [message, f"its end was not written: {error.strerror}"]))
     _report(status, message, trainer, times, folder)
     return RunResult(status, folder, dict(recorder.last))
 
