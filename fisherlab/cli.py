@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    sys.path.append(os.getcwd())  # for a user's own classes by _target_; last, so that it shadows nothing
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         status = dispatch(args)

@@ -20,7 +20,8 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         path: Where the file goes.
         write: Writes to the path it is given.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # One name per file, so that what a kill leaves is overwritten next time: a run directory has one writer at a time.
+    temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -43,7 +43,7 @@ class Runs:
             raise RuntimeError("thirteen\nis many lines")
         return types.SimpleNamespace(status=self.outcome, directory=directory)
 
-    def resume(self, directory):
+    def resume(self, directory, *, debug):
         self.resumed.append(directory)
         return types.SimpleNamespace(status=self.outcome, directory=directory)
 
@@ -54,6 +54,7 @@ def runs(monkeypatch) -> Runs:
     module = types.ModuleType("fisherlab.training.run")
     module.train, module.resume = runs.train, runs.resume  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fisherlab.training.run", module)
+    monkeypatch.setattr("fisherlab.training.setup.prepare", lambda cfg: None)
     return runs
 
 
@@ -221,9 +222,56 @@ def test_the_same_sweep_goes_on_where_it_was(here, runs, monkeypatch, capsys):
     assert main([*sweep, "debug=true"]) == 0
     assert runs.resumed == [directory for _, directory in runs.trained]
     assert len(runs.trained) == 2
-    OmegaConf.save({"lr": 3}, runs.resumed[0] / "config.yaml")
+    OmegaConf.save({"lr": 3, "threads": 1, "device": "cpu"}, runs.resumed[0] / "config.yaml")
     assert main(sweep) == 1
     assert "the folder holds a run with another config" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_with_another_number_of_cores(here, runs, monkeypatch):
+    sweep = ["train", "-m", "dataset=digits", "seed=0,1"]
+    assert main(sweep) == 0
+    for cfg, directory in runs.trained:
+        OmegaConf.save(resolve(cfg), directory / "config.yaml")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(99)))
+    assert main(sweep) == 0
+    assert len(runs.resumed) == 2
+
+
+def test_a_sweep_that_cannot_run_is_refused_as_a_whole(here, capsys):
+    assert main(["train", "-m", "dataset=digits", "optimizer=sgd", "batch_size=100,100000"]) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert len(out.err.splitlines()) == 1
+    assert "batch_size=100000 is more than the 1437 training examples" in out.err
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("what", ["model", "optimizer", "dataset"])
+def test_a_target_that_cannot_be_imported_is_one_line(what, here):
+    done = subprocess.run(
+        [sys.executable, "-m", "fisherlab", "train", "dataset=digits", f"{what}._target_=mymod.my"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{what}._target_='mymod.my' cannot be imported" in done.stderr
+    assert "No module named 'mymod'" in done.stderr
+    assert not list(here.iterdir())
+
+
+def test_a_users_own_class_beside_the_user_is_found(here, capsys):
+    (here / "mymod.py").write_text(
+        "from torch import nn\ndef my(inputs, outputs):\n    return nn.Sequential(nn.Linear(inputs, outputs))\n"
+    )
+    (here / "mine" / "model").mkdir(parents=True)
+    (here / "mine" / "model" / "own.yaml").write_text("_target_: mymod.my\n")
+    args = ["train", "--config-dir", "mine", "model=own", "dataset=digits", "steps=2", "threads=1"]
+    assert main(args) == 0
+    assert "x my (650 parameters) x kfac" in capsys.readouterr().out
 
 
 def test_a_failing_job_does_not_stop_the_others(here, runs, capsys):

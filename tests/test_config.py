@@ -105,7 +105,7 @@ def test_cuda_is_refused_where_there_is_none(monkeypatch):
 @pytest.mark.parametrize(
     "line",
     [
-        "", "steps=10 epochs=null", "steps=10", "batch_size=full", "seed=-1 data_seed=3", "checkpoints=[0,10]",
+        "", "steps=10 epochs=null", "steps=10", "batch_size=full", "seed=-1 data_seed=3", "checkpoints=[1,10]",
         "dataset.splits={train:100,test:-1}", "++optimizer.mine=1", "+mine=1", "lr_schedule.name=cosine",
         "optimizer=kfac l2=1e-3 l2_in_curvature=false", "hydra.sweep.dir=x", "checkpoint_every=null", "debug=True",
     ],

@@ -19,6 +19,7 @@ from fisherlab.config import Source, compose, conf_dir, job, jobs, run_directory
 from fisherlab.errors import UsageError, did_you_mean
 
 # A run that diverges is a recorded outcome, not a failure.
+NUMBERS = ("lr", "momentum", "damping", "l2", "seed", "data_seed", "init_seed", "steps", "epochs")
 EXIT_STATUS = {"finished": 0, "diverged": 0, "failed": 1, "interrupted": 130}
 
 
@@ -111,7 +112,7 @@ def run(overrides: Sequence[str], source: Source) -> int:
     if (directory := _resumed(overrides)) is not None:
         from fisherlab.training.run import resume
 
-        return EXIT_STATUS[resume(directory).status]
+        return EXIT_STATUS[resume(directory, debug="debug=true" in map(str.lower, overrides)).status]
     cfg = compose(overrides, source)
     validate(alone := job(cfg))
     from fisherlab.training.run import train
@@ -134,7 +135,7 @@ def task(cfg: DictConfig) -> None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         validate(cfg)
-        status = (resume(directory) if _begun(directory, cfg) else train(cfg, directory)).status
+        status = (resume(directory, debug=cfg.debug) if _begun(directory, cfg) else train(cfg, directory)).status
     except Exception as error:
         if cfg.debug:
             raise
@@ -153,8 +154,14 @@ def _begun(directory: Path, cfg: DictConfig) -> bool:
     path = directory / "config.yaml"
     if not path.exists():
         return False
+    then, now = DictConfig(OmegaConf.load(path)), resolve(cfg)
+    # What was left open stays as the run settled it, also on a machine with other cores or devices.
+    if cfg.threads is None:
+        now.threads = then.threads
+    if cfg.device == "auto":
+        now.device = then.device
     # The same command may mean another run once a default has changed.
-    if fingerprint(DictConfig(OmegaConf.load(path))) != fingerprint(resolve(cfg)):
+    if fingerprint(then) != fingerprint(now):
         raise UsageError("the folder holds a run with another config; results=FOLDER makes a new one")
     return True
 
@@ -199,8 +206,17 @@ def _check_sweep(overrides: Sequence[str], source: Source) -> None:
     every = jobs(overrides, source)
     if not every:
         raise UsageError(f"{' '.join(overrides)}: a sweep over no values; expected at least one")
+    from fisherlab.training.setup import prepare, resolve
+
+    tried = set()
     for one in every:
-        validate(job(compose(one, source)))
+        cfg = job(compose(one, source))
+        validate(cfg)
+        # What must fit together is tried once per shape: numbers alone, checked above, change nothing in that.
+        shape = str({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k not in NUMBERS})  # type: ignore[union-attr]
+        if shape not in tried:
+            prepare(resolve(cfg))
+            tried.add(shape)
 
 
 def _resumed(overrides: Sequence[str]) -> Path | None:

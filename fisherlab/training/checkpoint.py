@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ def save(folder: Path, cfg: DictConfig, state: dict[str, Any], name: str = NAME)
         name: File name.
     """
     whole = {"format": FORMAT, "config": fingerprint(cfg), **state}
-    replace(folder / name, lambda path: torch.save(whole, path))
+    buffer = io.BytesIO()
+    torch.save(whole, buffer)  # not to the file: torch tells a full disk as an internal error
+    replace(folder / name, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
 def load(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
@@ -65,10 +68,10 @@ def load(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UsageError(
-            f"'{path}' is damaged ({str(error).splitlines()[0][:80]}): delete it to start the run again"
-        ) from None
+    except (OSError, RuntimeError, EOFError, ValueError, IndexError, pickle.UnpicklingError):
+        raise UsageError(f"'{path}' is damaged: delete it to start the run again") from None
+    if isinstance(state, dict) and "optimizer" not in state:
+        raise UsageError(f"'{path}' holds weights only, nothing to resume from: delete it to start the run again")
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise UsageError(f"'{path}' has checkpoint format {found!r}: this version reads format {FORMAT}")

@@ -36,7 +36,12 @@ def commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False).stdout
+        try:
+            return subprocess.run(
+                ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False
+            ).stdout
+        except OSError:  # no git here
+            return ""
 
     head = git("rev-parse", "HEAD").strip()
     return (head + ("+dirty" if git("status", "--porcelain").strip() else "")) if head else None

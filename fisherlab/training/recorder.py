@@ -164,6 +164,8 @@ class Recorder:
         Args:
             state: As `state` returned it.
         """
-        for table in self.tables:
-            table.cut(state["lengths"][table.path.name])
+        lengths = [(table, state["lengths"][table.path.name]) for table in self.tables]
+        # A table that lacks something is told before any is cut.
+        for table, length in sorted(lengths, key=lambda pair: pair[0].length() >= pair[1]):
+            table.cut(length)
         self.best, self.last = state["best"], state["last"]

@@ -64,11 +64,12 @@ def train(cfg: DictConfig, directory: Path | None = None) -> RunResult:
     return _go(experiment, folder, None, time.perf_counter() - began)
 
 
-def resume(directory: Path) -> RunResult:
+def resume(directory: Path, *, debug: bool = False) -> RunResult:
     """Go on with an interrupted or killed run, to the same tables as if it had not been.
 
     Args:
         directory: The run directory.
+        debug: Whether an error is raised with its traceback.
 
     Returns:
         How it ended; at once where it had finished or diverged before.
@@ -88,11 +89,14 @@ def resume(directory: Path) -> RunResult:
         from fisherlab.config import validate
 
         validate(cfg)
+        cfg.debug = debug
     except UsageError as error:
         raise UsageError(f"'{path}' does not fit this version: {error}") from error
     except Exception as error:
-        raise UsageError(f"resume={folder} is no readable run: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"resume={folder} is no readable run: {' '.join(str(error).split())}") from error
     if status.get("status") in ("finished", "diverged"):
+        if not (folder / "curves.png").exists():
+            _plot(folder)
         print(f"already {status['status']}: nothing to resume")
         print(folder)
         return RunResult(status["status"], folder, status.get("final", {}))
@@ -147,10 +151,11 @@ def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setu
         if trace:
             end["traceback"] = trace
         try:
+            # The status first: whatever a kill cuts off after it is not needed for a resume.
+            recorder.status("running" if status == "interrupted" else status, **end)
             if status != "interrupted":
                 _keep(trainer, status)
                 _plot(folder)
-            recorder.status("running" if status == "interrupted" else status, **end)
         except OSError as error:
             # A full disk: what the run has left so far can be resumed when there is room.
             status, message = "failed", "; ".join(filter(None, [message, f"its end was not written: {error.strerror}"]))
@@ -173,11 +178,13 @@ def _train(trainer: Trainer) -> tuple[str, str, str]:
 
 
 def _keep(trainer: Trainer, status: str) -> None:
-    """A finished run keeps its weights only, unless asked; a failed one keeps the checkpoint it can be resumed from."""
+    """A finished run keeps its weights only, unless asked; a failed one its last checkpoint, to be resumed from."""
     cfg, folder = trainer.experiment.cfg, trainer.recorder.folder
     if status == "failed":
         return
-    if cfg.keep == "all":
+    if status == "diverged":  # its weights are from whenever the divergence was noticed
+        (folder / checkpoint.NAME).unlink(missing_ok=True)
+    elif cfg.keep == "all":
         trainer.save()
     else:
         weights = {"model": trainer.experiment.model.state_dict(), "step": trainer.step}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def build(node: DictConfig, what: str, **given: Any) -> Any:
     Args:
         node: The node.
         what: dataset, model or optimizer, for the message.
-        **given: Arguments from the program; `generator` is passed only where it is accepted.
+        **given: Arguments from the program; `generator` and `seed` are passed only where they are accepted.
 
     Returns:
         What the target returns.
@@ -106,13 +107,14 @@ def build(node: DictConfig, what: str, **given: Any) -> Any:
     Raises:
         UsageError: If there is no such target, or it rejects its arguments.
     """
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it would say the same again in three lines
+    logging.getLogger("hydra._internal.utils").setLevel(logging.CRITICAL)
     try:
         target = hydra.utils.get_object(node["_target_"])
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())
         raise UsageError(f"{what}._target_={node.get('_target_')!r} cannot be imported: {reason}") from error
-    if "generator" in given and not _accepts(target, "generator"):
-        del given["generator"]
+    given = {k: v for k, v in given.items() if k not in ("generator", "seed") or _accepts(target, k)}
     try:
         return hydra.utils.instantiate(node, _convert_="all", **given)
     except InstantiationException as error:
@@ -187,7 +189,7 @@ def prepare(cfg: DictConfig) -> Experiment:
     batches = Batches(size, Streams([data_seed] if replicated else data_seed, device))
     steps = cfg.steps or batches.steps(cfg.epochs)
     seed = [cfg.seed] if replicated else cfg.seed
-    optimizer = build(cfg.optimizer, "optimizer", model=model, likelihood=likelihood, **_seed(cfg.optimizer, seed))
+    optimizer = build(cfg.optimizer, "optimizer", model=model, likelihood=likelihood, seed=seed)
     schedule = cfg.lr_schedule
     rate = LearningRate(schedule.name, schedule.end_fraction, schedule.warmup_steps, steps)
     replicas = (1, 1) if replicated else ()
@@ -224,11 +226,6 @@ def _model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise UsageError(f"model '{cfg.model._target_}' returned {type(model).__name__}: expected torch.nn.Module")
     return model
-
-
-def _seed(node: DictConfig, seed: int | list[int]) -> dict[str, Any]:
-    """The seed of the label noise, for optimizers that take one."""
-    return {"seed": seed} if _accepts(hydra.utils.get_object(node["_target_"]), "seed") else {}
 
 
 def _batch_size(cfg: DictConfig, examples: int) -> int:

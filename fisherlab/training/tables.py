@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fisherlab.errors import UsageError
+
 Value = int | float | str | None
 
 
@@ -52,9 +54,11 @@ class Table:
             return
         if not self.length():
             lines.insert(0, ",".join(self.columns) + "\n")
-        # One write call per batch of rows: a kill can tear only the last line.
+        # Unbuffered: a kill can tear only the last line. A full disk takes a part, and refuses the rest with an error.
+        data = memoryview("".join(lines).encode())
         with self.path.open("ab", buffering=0) as file:
-            file.write("".join(lines).encode())
+            while data:
+                data = data[file.write(data) :]
 
     def length(self) -> int:
         """Bytes written so far.
@@ -69,7 +73,12 @@ class Table:
 
         Args:
             length: Bytes to keep; 0 removes the file.
+
+        Raises:
+            UsageError: If the file is shorter than that.
         """
+        if self.length() < length:
+            raise UsageError(f"'{self.path}' has {self.length()} bytes, fewer than the {length} of the checkpoint")
         if length:
             os.truncate(self.path, length)
         else:

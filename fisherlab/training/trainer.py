@@ -121,6 +121,8 @@ class Trainer:
                 self.bar.close()
 
     def _interrupt(self, *_: Any) -> None:
+        if self._interrupted:  # asked twice: at once, to be resumed from the last checkpoint
+            raise KeyboardInterrupt
         self._interrupted = True
 
     def _loop(self) -> None:
@@ -157,33 +159,34 @@ class Trainer:
         for group, base in zip(self.groups, self.base_lr, strict=True):
             group["lr"] = base * factor
         x, y = experiment.next_batch()
+        failure = None
         try:
             loss = experiment.optimizer.step(x, y)
-        except SolveError as error:
-            self.recorder.flush(self.limit)
-            raise Stop("failed", str(error)) from error
+            report = getattr(experiment.optimizer, "report", {})
+        except SolveError as error:  # raised before the step: its row tells the loss all the same
+            failure, report = error, {}
+            with torch.no_grad():
+                loss = experiment.likelihood.nll(experiment.model(x), y).mean(-1)
         self.step += 1
         first = self.groups[0] if self.groups else {}
-        report = getattr(experiment.optimizer, "report", {})
         self.recorder.step(self.step, loss, report, first.get("lr"), first.get("damping"))
-        if self.step == 1 and float(loss) > 0:
-            self.limit = experiment.cfg.divergence_factor * float(loss)
+        if failure is not None:
+            self._flush(failure)
 
-    def _flush(self) -> None:
+    def _flush(self, failure: SolveError | None = None) -> None:
         """Write the waiting rows; stop where the run diverged or a solve failed."""
-        stop, failure = None, None
-        try:
-            check = getattr(self.experiment.optimizer, "check", None)
-            if check is not None:
+        check = getattr(self.experiment.optimizer, "check", None)
+        if check is not None and failure is None:
+            try:
                 check()
-        except SolveError as error:
-            stop, failure = error.step + 1, error
+            except SolveError as error:
+                failure = error
+        stop = None if failure is None else failure.step + 1
         diverged = self.recorder.flush(self.limit, stop)
         self.bar.update(self.step - self.bar.n)
         if diverged is not None:
-            at, loss = diverged
-            self.step = at
-            raise Stop("diverged", f"diverged at step {at}: loss {loss:.4g}, above {self.limit:.4g} or not finite")
+            self.step, loss = diverged
+            self._stop_if_diverged(loss)
         if failure is not None:
             self.step = failure.step + 1
             raise Stop("failed", str(failure)) from failure
@@ -196,6 +199,14 @@ class Trainer:
         self.recorder.metric({**row, "seconds": round(self.clock.seconds["training"], 4), **found})
         shown: dict[str, object] = {k: f"{found[k]:.4g}" for k in ("train_loss", "test_error") if k in found}
         self.bar.set_postfix(shown, refresh=False)
+        if not self.step and found["train_loss"] > 0:
+            self.limit = self.experiment.cfg.divergence_factor * found["train_loss"]
+        self._stop_if_diverged(found["train_loss"])
+
+    def _stop_if_diverged(self, loss: float) -> None:
+        if not math.isfinite(loss) or loss > self.limit:
+            reason = f"loss {loss:.4g}, above {self.limit:.4g} or not finite"
+            raise Stop("diverged", f"diverged at step {self.step}: {reason}")
 
     def _histogram(self) -> None:
         self.recorder.gradients(self.step, gradients_by_layer(self.experiment.optimizer, len(self.experiment.replicas)))

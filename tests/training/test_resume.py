@@ -192,3 +192,41 @@ def test_the_fingerprint_counts_only_what_changes_numbers():
     cfg = config("optimizer=kfac")
     assert checkpoint.fingerprint(cfg) == checkpoint.fingerprint(config("optimizer=kfac", "debug=true"))
     assert checkpoint.fingerprint(cfg) != checkpoint.fingerprint(config("optimizer=kfac", "seed=1"))
+
+
+@pytest.mark.parametrize("place", ["_keep", "_plot"])
+def test_a_run_killed_while_it_ends_is_finished(tmp_path, monkeypatch, place):
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"fisherlab.training.run.{place}", die)
+    with pytest.raises(KeyboardInterrupt):
+        _train(["optimizer=kfac"], tmp_path / "run")
+    monkeypatch.undo()
+    assert resume(tmp_path / "run").status == "finished"
+    assert (tmp_path / "run" / "curves.png").exists()
+
+
+def test_a_table_shorter_than_its_checkpoint_is_named(interrupted):
+    with (interrupted / "steps.csv").open("r+b") as file:
+        file.truncate(100)
+    metrics = (interrupted / "metrics.csv").read_bytes()
+    with pytest.raises(UsageError, match=r"steps.csv' has 100 bytes, fewer than"):
+        resume(interrupted)
+    assert (interrupted / "metrics.csv").read_bytes() == metrics
+
+
+def _empty_checkpoint(folder: Path) -> None:
+    (folder / "checkpoint.pt").write_bytes(b"")
+
+
+def _weights_only(folder: Path) -> None:
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != "optimizer"}, folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(("spoil", "says"), [(_empty_checkpoint, "is damaged"), (_weights_only, "holds weights only")])
+def test_a_checkpoint_without_content_is_refused(interrupted, spoil, says):
+    spoil(interrupted)
+    with pytest.raises(UsageError, match=says):
+        resume(interrupted)

@@ -190,3 +190,18 @@ def test_a_full_disk(tmp_path, limit, exit_code):
     steps = pd.read_csv(tmp_path / "run" / "steps.csv")
     assert len(steps) > 100
     assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
+
+
+def test_a_run_that_blows_up_in_its_last_step_has_diverged(run):
+    result = run("optimizer=sgd", "lr=1e30", "steps=1")
+    assert result.status == "diverged"
+    assert pd.read_csv(result.directory / "metrics.csv")["step"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("model", ["mlp", "plain"])
+def test_blowing_up_is_a_divergence_with_and_without_replica_axes(run, model):
+    plain = ["model=logistic", "model._target_=tests.training.test_setup.plain_model", "~model.init", "~model.bias"]
+    overrides = plain if model == "plain" else []
+    result = run("optimizer=kfac", "optimizer.inverse_period=1", "lr=1e30", "steps=50", *overrides)
+    assert result.status == "diverged"
+    assert not (result.directory / "checkpoint.pt").exists()
