@@ -29,6 +29,26 @@ class Likelihood(ABC):
 
     name: str
 
+    def check(self, f: Tensor, y: Tensor) -> None:
+        """Refuse targets that would broadcast against the outputs, or that are of another type; reads no value.
+
+        Args:
+            f: Natural parameters [..., B, K].
+            y: Targets; may lack leading axes of f.
+
+        Raises:
+            UsageError: Names both shapes.
+        """
+        self._check(f, y, f.shape[-2:], y.is_floating_point(), "floating targets [..., batch, outputs]")
+
+    def _check(self, f: Tensor, y: Tensor, own: torch.Size, right_dtype: bool, expected: str) -> None:
+        """Check the dtype, and the shape behind the replica axes, which is to be `own`."""
+        if not right_dtype or y.ndim > f.ndim - 2 + len(own) or y.shape[-len(own) :] != own:
+            raise UsageError(
+                f"{str(y.dtype).removeprefix('torch.')} targets of shape {tuple(y.shape)} do not fit outputs of shape "
+                f"{tuple(f.shape)}: {self.name} expected {expected}"
+            )
+
     @abstractmethod
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
         """Negative log likelihood, summed over outputs.
@@ -165,6 +185,10 @@ class Categorical(Likelihood):
     """Softmax classification: f are logits, y int64 class indices [..., B]."""
 
     name = "categorical"
+
+    def check(self, f: Tensor, y: Tensor) -> None:
+        """See `Likelihood.check`."""
+        self._check(f, y, f.shape[-2:-1], y.dtype == torch.int64, "int64 class indices [..., batch]")
 
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.nll`."""

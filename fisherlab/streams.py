@@ -7,10 +7,13 @@ a resumed run needs no generator state.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from fisherlab.errors import UsageError
 
 
 def key(seed: int, purpose: str, counter: int = 0) -> int:
@@ -47,12 +50,20 @@ class Streams:
     """The random streams of one run, or of several seeds side by side.
 
     Args:
-        seeds: One seed, or a sequence of S seeds whose draws are stacked along a leading stream axis.
+        seeds: One seed, or a sequence of S seeds whose draws are stacked along a leading stream axis; any integers.
         device: Where the numbers are drawn.
+
+    Raises:
+        UsageError: If a seed is no integer.
     """
 
     def __init__(self, seeds: int | Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.seeds = seeds
+        try:
+            self.seeds: int | list[int] = (
+                [operator.index(seed) for seed in seeds] if isinstance(seeds, Iterable) else operator.index(seeds)
+            )
+        except TypeError:
+            raise UsageError(f"seed={seeds!r} is no seed: expected an integer, or one per stream") from None
         self.device = torch.device(device)
 
     def _draw(self, purpose: str, counter: int, one: Callable[[torch.Generator | None], Tensor]) -> Tensor:

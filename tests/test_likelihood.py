@@ -168,3 +168,17 @@ def test_a_likelihood_is_found_by_name_or_is_one_already():
     assert [make_likelihood(n).name for n in NAMES] == list(NAMES)
     with pytest.raises(UsageError, match=r"likelihood='bernouli' is unknown: did you mean 'bernoulli'"):
         make_likelihood("bernouli")
+
+
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_of_another_shape_or_type_are_refused(name, lead):
+    f, y = outputs_and_targets(name, lead)
+    likelihood = make_likelihood(name)
+    likelihood.check(f, y)
+    wrong = [y[:1], y[:-1], y.bool(), y.float() if name == "categorical" else y.long()]
+    wrong += [y.unsqueeze(-1)] if name == "categorical" else [y[:, :1], y[:, 0]]
+    for other in wrong:
+        with pytest.raises(UsageError) as error:
+            likelihood.check(f, other)
+        assert f"targets of shape {tuple(other.shape)} do not fit outputs of shape {tuple(f.shape)}" in str(error.value)

@@ -11,8 +11,6 @@ from torch import Tensor
 from fisherlab.errors import UsageError
 from fisherlab.streams import generator
 
-LIKELIHOODS = ("categorical", "bernoulli", "gaussian")
-
 
 @dataclass(frozen=True)
 class Split:

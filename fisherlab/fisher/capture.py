@@ -163,7 +163,9 @@ class _Record:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether a layer's parameters are its weight and bias themselves (no weight norm or so), and all trainable."""
+    """Whether a layer computes W a + b by its own, trainable weight and bias: no weight norm, no other forward."""
+    if getattr(module.forward, "__func__", None) not in (Dense.forward, nn.Linear.forward):
+        return False
     own = dict(module.named_parameters())
     return "weight" in own and own.keys() <= {"weight", "bias"} and all(p.requires_grad for p in own.values())
 
@@ -187,7 +189,8 @@ class Capture:
 
     Args:
         model: Any module whose trainable `Dense` and `nn.Linear` layers are fed [..., B, in], each once per pass. A
-            layer with a re-parametrised weight (weight norm) counts as uncovered.
+            layer with a re-parametrised weight (weight norm), with a forward of its own, or with its weight or bias
+            frozen counts as uncovered, as a whole.
 
     Raises:
         UsageError: If two layers share a parameter.
@@ -229,12 +232,13 @@ class Capture:
 
         Raises:
             UsageError: If batch normalisation couples the examples, a layer is used twice or not at all, its input is
-                no batch of vectors, or its output was modified in place.
+                no batch of vectors, its rows are not the examples, or its output was modified in place.
         """
         for name, module in self._coupled:
-            if module.training:
+            if module.training or module.running_mean is None:
+                state = "in training mode" if module.training else "without running statistics"
                 raise UsageError(
-                    f"'{name}' ({type(module).__name__}) in training mode couples the examples of a batch: per-example "
+                    f"'{name}' ({type(module).__name__}) {state} couples the examples of a batch: per-example "
                     "gradients are not defined; expected .eval(), or a normalisation within each example (LayerNorm)"
                 )
         seen: list[_Record | None] = [None] * len(self.layers)
@@ -247,7 +251,8 @@ class Capture:
             # An in-place activation would overwrite the recorded pre-activation: hand it a copy.
             return s.clone() if self._may_overwrite else None
 
-        handles = [layer.module.register_forward_hook(record) for layer in self.layers]
+        # First, so that what a user's hook makes of the output comes after the pre-activation.
+        handles = [layer.module.register_forward_hook(record, prepend=True) for layer in self.layers]
         try:
             with torch.enable_grad():
                 output = self.model(x)
@@ -255,6 +260,12 @@ class Capture:
             for handle in handles:
                 handle.remove()
         records = [self._checked(layer, record) for layer, record in zip(self.layers, seen, strict=True)]
+        for layer, (_, s) in zip(self.layers, records, strict=True):
+            if s.shape[:-1] != output.shape[:-1]:
+                raise UsageError(
+                    f"layer '{layer.name}' gave {tuple(s.shape)} where the model gave {tuple(output.shape)}: expected "
+                    "equal axes before the last, one row per example"
+                )
         if not self._used_once:
             self._check_used_once(output)
         return Captured(output.detach(), [r[0] for r in records], output, [r[1] for r in records])

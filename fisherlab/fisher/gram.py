@@ -78,10 +78,11 @@ class Gram(Structure):
         """See `Structure.refresh`."""
         k = self.kernel()
         assert self._stats is not None
-        self._shift = damping.double()
-        self._root, failed = cholesky(add_to_diagonal(k, self._shift * self._stats.batch))
+        shift = damping.double()
+        self._shift = torch.where(shift > 0, shift, math.inf)  # undamped, nothing lies outside the span: divide it away
+        self._root, failed = cholesky(add_to_diagonal(k, shift * self._stats.batch))
         if self._stats.coefficients is None:  # the gradient lies outside the span, where only the damping is
-            failed = failed | (self._shift <= 0)
+            failed = failed | (shift <= 0)
         return stacked([failed])
 
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:

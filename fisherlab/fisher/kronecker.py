@@ -65,11 +65,16 @@ def factored_damping(a: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Ten
     return pi * gamma, gamma / pi
 
 
+def _lost(values: Tensor) -> Tensor:
+    """Whether the smallest of ascending eigenvalues [..., n] is below n * eps of the largest."""
+    return values[..., 0] <= values.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1]
+
+
 class Kronecker(Structure):
     """Block-diagonal K-FAC.
 
     Damping modes: `factored` adds pi * gamma to A and gamma / pi to G (Section 6.3); `tikhonov` adds lambda to the
-    products of their eigenvalues, which is (A (x) G + lambda I) exactly (Section 6.2's plain form).
+    products of their eigenvalues, which is (A (x) G + lambda I) exactly.
     """
 
     damping_modes = ("factored", "tikhonov")
@@ -122,8 +127,9 @@ class Kronecker(Structure):
         values_a, vectors_a, bad_a = eigh(a)
         values_g, vectors_g, bad_g = eigh(g)
         damped = values_g.unsqueeze(-1) * values_a.unsqueeze(-2) + damping.to(a.dtype)[..., None, None]
-        singular = (damped <= 0).any(-1).any(-1)
-        return (vectors_a, vectors_g, damped), bad_a | bad_g | singular
+        # Undamped, an eigenvalue that is rounding noise beside its factor's largest would be divided by.
+        noise = _lost(values_a) | _lost(values_g)
+        return (vectors_a, vectors_g, damped), bad_a | bad_g | (noise & (damping <= 0))
 
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve`: U = G^-1 V A^-1 with damped factors, or by the joint eigenbasis."""

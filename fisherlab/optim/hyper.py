@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,40 @@ def not_negative(name: str, value: Hyper) -> Hyper:
 def fraction(name: str, value: Hyper) -> Hyper:
     """Check 0 <= value < 1; see `checked`."""
     return checked(name, value, lambda v: (v >= 0) & (v < 1), "a number in [0, 1)")
+
+
+def per_replica(name: str, value: object, replicas: torch.Size) -> None:
+    """Check that a hyper-parameter, where it is a tensor, broadcasts to the replica axes.
+
+    Args:
+        name: Its name, for the message.
+        value: Anything.
+        replicas: The replica axes.
+
+    Raises:
+        UsageError: Names both shapes.
+    """
+    if not isinstance(value, Tensor):
+        return
+    shape = (1,) * (len(replicas) - value.ndim) + tuple(value.shape)
+    if len(shape) > len(replicas) or any(n not in (1, r) for n, r in zip(shape, replicas, strict=True)):
+        raise UsageError(
+            f"{name} of shape {tuple(value.shape)} does not fit: expected a number, or a tensor that broadcasts to the "
+            f"replica axes {tuple(replicas)}"
+        )
+
+
+def shown(value: Hyper) -> float | list[Any]:
+    """The value for a message, a number where it is only one.
+
+    Args:
+        value: Number or tensor.
+
+    Returns:
+        A number, or nested lists of numbers.
+    """
+    values = host(value)
+    return values.item() if values.numel() == 1 else values.tolist()
 
 
 def host(value: Hyper) -> Tensor:

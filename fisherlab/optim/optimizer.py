@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -11,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisherlab.errors import SolveError, UsageError
+from fisherlab.errors import SolveError, UsageError, did_you_mean
 from fisherlab.fisher.capture import Capture
 from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
-from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, positive
+from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive, shown
 from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.rules import adam_rule, momentum_rule
 from fisherlab.streams import Streams
@@ -31,7 +32,10 @@ class FisherOptimizer(torch.optim.Optimizer):
 
     The presets (`SGD`, `Adam`, `KFAC`, `EFNGD`) are thin; this class does the work. Learning-rate schedulers of torch
     work on its `param_groups`: the first holds the parameters that the preconditioner covers, the second, where there
-    are any, those that take the plain gradient.
+    are any, those that take the plain gradient. They need an `lr` that is a number; one that is a tensor, with a value
+    per replica, is driven by fisherlab's trainer.
+
+    A hyper-parameter is a number, or a tensor that broadcasts to the model's replica axes.
 
     Args:
         model: The model; its covered layers are `Dense` and `nn.Linear`.
@@ -45,9 +49,12 @@ class FisherOptimizer(torch.optim.Optimizer):
         l2_biases: Whether it includes the biases.
         l2_in_curvature: Whether the curvature is F + (lambda + l2) I, the objective's own.
         kl_clip: kappa; scales the direction v so that lr^2 * v^T (F + lambda I) v <= kappa, with v^T grad in place of
-            the quadratic form (equal where v solves the damped system); None is off.
+            the quadratic form (equal where v solves the damped system); acts before momentum; None is off.
         lr_uncovered: Learning rate of the parameters that no structure covers; `lr` when None.
-        seed: Seed of the label noise, or one per stream.
+        seed: Seed of the label noise, or one per stream: S of them where the replica axes are [S, H].
+
+    Raises:
+        UsageError: If a value is out of range, does not fit the replica axes, or would have no effect.
     """
 
     def __init__(
@@ -67,6 +74,14 @@ class FisherOptimizer(torch.optim.Optimizer):
         lr_uncovered: Hyper | None = None,
         seed: int | Sequence[int] = 0,
     ) -> None:
+        if rule not in RULES:
+            raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), RULES)}")
+        needy = {"damping": damping, "kl_clip": kl_clip, "lr_uncovered": lr_uncovered}
+        unused = [name for name, value in needy.items() if value is not None and preconditioner is None]
+        if unused:
+            raise UsageError(f"{unused[0]} has no effect without a preconditioner: expected none")
+        if preconditioner is not None and damping is None:
+            raise UsageError("damping=None does not fit a preconditioner: expected a number of at least 0")
         self.model = model
         self.likelihood = make_likelihood(likelihood)
         self.rule = rule
@@ -78,13 +93,41 @@ class FisherOptimizer(torch.optim.Optimizer):
         options = dict(rule_options or {})
         if damping is not None:
             options["damping"] = not_negative("damping", damping)
+        for name, value in ({"lr": lr, "l2": l2} | needy | options).items():
+            per_replica(name, value, self.replicas)
+        self.streams = Streams(seed, groups[0]["params"][0].device)
+        streams = [len(self.streams.seeds)] if isinstance(self.streams.seeds, list) else []
+        if streams and (len(self.replicas) != 2 or streams[0] != self.replicas[0]):
+            raise UsageError(
+                f"seed={self.streams.seeds} does not fit: expected one integer, or one per stream of replica axes "
+                f"[streams, lanes], here {tuple(self.replicas)}"
+            )
         super().__init__(groups, options)
-        first = self.param_groups[0]["params"][0]
-        self.streams = Streams(seed if isinstance(seed, int) else list(seed), first.device)
         self.record_norms = False
         self.report: dict[str, Tensor] = {}
         self._gradient: list[list[Tensor]] = []
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copy and pickle everything: torch's own would keep the groups only.
+
+        Returns:
+            The attributes, less the `step` that a learning-rate scheduler wraps, which belongs to this very object.
+        """
+        return {k: v for k, v in self.__dict__.items() if k != "step"}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refuse: the groups follow from the model.
+
+        Args:
+            param_group: As torch.optim wants it.
+
+        Raises:
+            UsageError: After construction, always.
+        """
+        if hasattr(self, "_rule_state"):  # the last thing that construction sets
+            raise UsageError("the parameter groups follow from the model: expected a new optimizer for another model")
+        super().add_param_group(param_group)
 
     @cached_property
     def capture(self) -> Capture:
@@ -124,22 +167,26 @@ class FisherOptimizer(torch.optim.Optimizer):
 
         Raises:
             SolveError: If a damped matrix could not be factorised (CPU, no replica axes; else see `check`).
+            UsageError: If the batch does not fit the model, or the model has changed.
         """
+        if not all(p.requires_grad for group in self.param_groups for p in group["params"]):
+            pairs = [pair for g in self.param_groups for pair in zip(g["names"], g["params"], strict=True)]
+            frozen = next(name for name, p in pairs if not p.requires_grad)
+            raise UsageError(f"'{frozen}' was frozen after construction: expected a new optimizer for what is left")
         loss, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
         if self.preconditioner is not None and not self.replicas and readable(loss):
             self.check()
-        squares = []
+        update_norms = []
         for group, state, direction in zip(self.param_groups, self._rule_state, directions, strict=True):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
             v, c = RULES[self.rule](direction, state, lr=group["lr"], **options)
             for p, part in zip(group["params"], v.split(_sizes(group["params"], self.replicas), -1), strict=True):
                 p.addcmul_(part.view(p.shape), c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c)
             if self.record_norms:
-                squares.append(torch.linalg.vector_norm(v, dim=-1).mul_(c.abs()))
+                update_norms.append(torch.linalg.vector_norm(v, dim=-1).mul_(c.abs()))
         if self.record_norms:
-            self.report["update_norm"] = squares[0] if len(squares) == 1 else torch.stack(squares).norm(dim=0)
-            norms = [torch.linalg.vector_norm(g, dim=-1) for g in self.gradients]
-            self.report["grad_norm"] = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
+            self.report["update_norm"] = _joint(update_norms)
+            self.report["grad_norm"] = _joint([torch.linalg.vector_norm(g, dim=-1) for g in self.gradients])
         return loss
 
     @property
@@ -164,6 +211,9 @@ class FisherOptimizer(torch.optim.Optimizer):
     def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the natural gradient of the covered parameters and the plain one of the others, flat."""
         assert self.preconditioner is not None
+        device = x.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            raise UsageError(f"torch.autocast('{device}') is on: expected none around a natural-gradient step")
         captured = self.capture(x)
         f, batch = captured.output, captured.output.shape[-2]
         loss = self._loss(f, y)
@@ -186,13 +236,13 @@ class FisherOptimizer(torch.optim.Optimizer):
         return loss, steps
 
     def _loss(self, f: Tensor, y: Tensor) -> Tensor:
-        loss = self.likelihood.nll(f, y).mean(-1)
-        if loss.shape != self.replicas:
+        if f.ndim < 2 or f.shape[:-2] != self.replicas:
             raise UsageError(
                 f"the model's output of shape {tuple(f.shape)} does not fit: expected [batch, outputs] behind the "
                 f"replica axes {tuple(self.replicas)}"
             )
-        return loss
+        self.likelihood.check(f, y)
+        return self.likelihood.nll(f, y).mean(-1)
 
     def _clipped(self, direction: Tensor) -> Tensor:
         """KL clip: nu = min(1, sqrt(kappa / (lr^2 v^T grad)))."""
@@ -228,14 +278,16 @@ class FisherOptimizer(torch.optim.Optimizer):
     def check(self) -> None:
         """Raise if a damped matrix could not be factorised in any replica; synchronises.
 
+        What it raises is told once: the next step factorises anew, with the damping that it finds.
+
         Raises:
             SolveError: Names the layer and the step.
         """
-        failures = None if self.preconditioner is None else self.preconditioner.failures()
-        if failures is None:
+        if self.preconditioner is None or (failures := self.preconditioner.failures()) is None:
             return
         for step, block in zip(*(t.flatten().tolist() for t in failures), strict=True):
             if step >= 0:
+                self.preconditioner.forgive()
                 raise SolveError(self.failure_message(step, block), step)
 
     def failure_message(self, step: int, block: int) -> str:
@@ -250,8 +302,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         """
         assert self.preconditioner is not None
         place = f"of layer '{self.capture.layers[block].name}' " if self.preconditioner.structure.per_layer else ""
-        values = host(self.param_groups[0]["damping"]).flatten().tolist()
-        damping = values[0] if len(values) == 1 else values
+        damping = str(shown(self.param_groups[0]["damping"]))
+        if self.l2_in_curvature and not is_zero(self.l2):
+            damping += f", and l2={shown(self.l2)} in the curvature"
         return (
             f"the damped {self.preconditioner.structure_name} matrix {place}could not be factorised at step {step}, "
             f"not in float64 either (damping={damping}): expected a larger damping, or a smaller lr if the statistics "
@@ -276,6 +329,16 @@ class FisherOptimizer(torch.optim.Optimizer):
             about["plain_gradient"] = [n for group in self.param_groups[1:] for n in group["names"]]
         return about
 
+    def _identity(self) -> list[str]:
+        """What a state must agree in, one line each: the choices, then the parameters in order with their shapes."""
+        choices = ("rule", "likelihood", "kind", "structure", "damping_mode")
+        about = self.describe()
+        lines = [f"{name}={about.get(name)}" for name in choices]
+        for i, group in enumerate(self.param_groups):
+            use = "preconditioned" if self.preconditioner is not None and i == 0 else "plain"
+            lines += [f"{use} '{n}' {tuple(p.shape)}" for n, p in zip(group["names"], group["params"], strict=True)]
+        return lines
+
     def state_dict(self) -> dict[str, Any]:
         """Collect everything for a bit-exact resume: rule buffers, counters, factors, hyper-parameters.
 
@@ -285,6 +348,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
         return {
             "format": FORMAT,
+            "about": self._identity(),
             "param_groups": copy.deepcopy(groups),
             "rule": [{k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in self._rule_state],
             "preconditioner": None if self.preconditioner is None else copy.deepcopy(self.preconditioner.state_dict()),
@@ -299,11 +363,11 @@ class FisherOptimizer(torch.optim.Optimizer):
         Raises:
             UsageError: If it belongs to another kind of optimizer or model.
         """
-        names = [group["names"] for group in self.param_groups]
-        if state.get("format") != FORMAT or [g["names"] for g in state["param_groups"]] != names:
-            raise UsageError("the optimizer state does not fit this model: expected the same parameter names")
-        if (state["preconditioner"] is None) != (self.preconditioner is None):
-            raise UsageError("the optimizer state does not fit: only one of the two has a preconditioner")
+        if state.get("format") != FORMAT or "about" not in state:
+            raise UsageError(f"the optimizer state does not fit: expected format {FORMAT} of fisherlab's optimizers")
+        for own, given in itertools.zip_longest(self._identity(), state["about"], fillvalue="nothing more"):
+            if own != given:
+                raise UsageError(f"the optimizer state does not fit: expected {own}, got {given}")
         for group, loaded in zip(self.param_groups, copy.deepcopy(state["param_groups"]), strict=True):
             group.update(loaded)
         device = self.param_groups[0]["params"][0].device
@@ -327,6 +391,11 @@ def _replicas(model: nn.Module) -> torch.Size:
     if len(shapes) > 1:
         raise UsageError(f"layers with different replica axes {sorted(map(tuple, shapes))}: expected one shape for all")
     return next(iter(shapes), torch.Size())
+
+
+def _joint(norms: list[Tensor]) -> Tensor:
+    """The norm of vectors joined, from their own."""
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
 
 
 def _sizes(parameters: Sequence[Tensor], replicas: torch.Size) -> list[int]:

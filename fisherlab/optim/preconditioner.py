@@ -31,7 +31,8 @@ class Preconditioner:
         ema: eps_max of the moving average, eps = min(1 - 1/k, eps_max) at the k-th update; 0 keeps the last batch only.
         ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I, eps = eps_max.
         stats_period: Steps between updates of the average.
-        inverse_period: Steps between factorisations.
+        inverse_period: Steps between factorisations: the first batch's serves until step `inverse_period`. (Martens and
+            Grosse 2015 also refresh at steps 1 to 3.)
         samples: Labels per example for mc.
         max_columns: The most outputs for exact.
 
@@ -75,6 +76,7 @@ class Preconditioner:
         self.max_columns = _period("max_columns", max_columns)
         self.step, self.updates = 0, 0
         self._failed: tuple[Tensor, Tensor] | None = None
+        self._stale = False
         if not self.structure.keeps and (ema or stats_period > 1 or inverse_period > 1 or ema_start == "identity"):
             raise UsageError(
                 f"structure={structure} keeps no moving average, because its basis is the batch: expected ema=0, "
@@ -106,6 +108,7 @@ class Preconditioner:
         noise = None
         if self.kind is Kind.MC:
             shape = (self.samples, *captured.output.shape[-2:])
+            streams.device = captured.output.device  # the model may have moved
             noise = likelihood.noise(streams, self.step, shape, captured.output.dtype)
             # A stream axis [S, ...] stands beside the replicas' [S, H, ...].
             noise = noise.unsqueeze(1) if noise.ndim == 4 else noise
@@ -124,7 +127,8 @@ class Preconditioner:
             (F + lambda I)^-1 (gradient + extra), per layer.
         """
         with full_precision():
-            if self.step % self.inverse_period == 0:
+            if self._stale or self.step % self.inverse_period == 0:
+                self._stale = False
                 self._mark(self.structure.refresh(damping, self.inverse_period))
             direction = self.structure.solve(gradient, extra)
         self.step += 1
@@ -158,6 +162,10 @@ class Preconditioner:
         """
         return self._failed
 
+    def forgive(self) -> None:
+        """Forget the failures, and factorise anew at the next step, whose damping may be larger."""
+        self._failed, self._stale = None, True
+
     def state_dict(self) -> dict[str, Any]:
         """Collect the state that a bit-exact resume needs.
 
@@ -165,7 +173,8 @@ class Preconditioner:
             Counters, failures and the structure's factors.
         """
         failed = None if self._failed is None else list(self._failed)
-        return {"step": self.step, "updates": self.updates, "failed": failed, "structure": self.structure.state()}
+        counters = {"step": self.step, "updates": self.updates, "stale": self._stale}
+        return counters | {"failed": failed, "structure": self.structure.state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -173,6 +182,6 @@ class Preconditioner:
         Args:
             state: As `state_dict` returned it.
         """
-        self.step, self.updates = state["step"], state["updates"]
+        self.step, self.updates, self._stale = state["step"], state["updates"], state["stale"]
         self._failed = None if state["failed"] is None else (state["failed"][0], state["failed"][1])
         self.structure.load(state["structure"])

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from fisherlab.errors import UsageError
+from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.likelihood import Likelihood
-from fisherlab.optim.hyper import Hyper, fraction, is_zero, positive
+from fisherlab.optim.hyper import Hyper, fraction, host, positive
 from fisherlab.optim.optimizer import FisherOptimizer
 from fisherlab.optim.preconditioner import Preconditioner
 
@@ -83,7 +84,7 @@ class NaturalGradient(FisherOptimizer):
         ema: eps_max of the moving average of the statistics.
         ema_start: batch or identity.
         stats_period: Steps between updates of the statistics.
-        inverse_period: Steps between factorisations.
+        inverse_period: Steps between factorisations, see `Preconditioner`.
         samples: Sampled labels per example, for mc.
         max_columns: The most outputs for exact.
         **options: L2, KL clip, learning rate of uncovered parameters, and seed, see `FisherOptimizer`.
@@ -106,7 +107,7 @@ class NaturalGradient(FisherOptimizer):
         stats_period: int = 1,
         inverse_period: int = 1,
         samples: int = 1,
-        max_columns: int = 64,
+        max_columns: int = MAX_COLUMNS,
         **options: Any,
     ) -> None:
         preconditioner = Preconditioner(
@@ -124,7 +125,8 @@ class NaturalGradient(FisherOptimizer):
         super().__init__(
             model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options
         )
-        if is_zero(damping) and not (is_zero(self.l2) or self.l2_in_curvature or preconditioner.structure.keeps):
+        outside = not (self.l2_in_curvature or preconditioner.structure.keeps)
+        if outside and bool(((host(damping).cpu() == 0) & (host(self.l2) > 0)).any()):
             raise UsageError(
                 "damping=0 with l2 outside the curvature does not fit a Gram system: L2's gradient lies outside the "
                 "span of the batch, where the matrix is zero; expected damping above 0, or l2_in_curvature=true"
@@ -134,7 +136,8 @@ class NaturalGradient(FisherOptimizer):
 class KFAC(NaturalGradient):
     """K-FAC, block-diagonal (Martens and Grosse 2015, Section 4.2), with sampled labels and factored Tikhonov damping.
 
-    Takes every argument of `NaturalGradient`; only the defaults differ.
+    Takes every argument of `NaturalGradient`; only these defaults differ: lr=0.1, damping=1.0, momentum=0.9, kind=mc,
+    structure=kronecker (and so damping_mode=factored), ema=0.95, inverse_period=10.
     """
 
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
@@ -146,7 +149,8 @@ class EFNGD(NaturalGradient):
     """Empirical-Fisher natural gradient: exact full matrix of each batch, by the smaller of primal and dual system.
 
     On a mini-batch and as lambda -> 0 this lowers all B losses equally; it is the EFGD of Kunstner et al. (2019) only
-    where the batch is the whole data set. Takes every argument of `NaturalGradient`; only the defaults differ.
+    where the batch is the whole data set. Takes every argument of `NaturalGradient`; only these defaults differ:
+    damping=1.0, kind=empirical.
     """
 
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:

@@ -141,6 +141,10 @@ REFUSED = {
     "output modified": (in_place_output, "the output of layer 'first' was modified in place"),
     "input modified": (in_place_input, "the input of layer 'second' was modified in place"),
     "tied by hand": (lambda m, x: m.second(m.first(x) @ m.first.weight), "layer 'first' are used more than once"),
+    "rows that are no examples": (
+        lambda m, x: m.second(m.first(x)).view(3, 2, 3).mean(1),
+        r"layer 'first' gave \(6, 4\) where the model gave \(3, 3\)",
+    ),
     "sequences": (lambda m, x: m.second(m.first(x.view(2, 3, 4))), "layer 'first' was fed"),
 }
 
@@ -168,6 +172,12 @@ def test_batch_norm_in_training_mode_is_refused_and_in_evaluation_is_right():
     check_against_autograd(model.eval())
 
 
+def test_batch_norm_without_running_statistics_is_refused_in_evaluation_too():
+    model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3)).double()
+    with pytest.raises(UsageError, match=r"'1' \(BatchNorm1d\) without running statistics couples"):
+        Capture(model.eval())(X)
+
+
 def check_against_autograd(model):
     capture = Capture(model)
     rest = [p for _, p in capture.uncovered]
@@ -190,6 +200,38 @@ def test_a_reparametrised_layer_counts_as_uncovered():
     capture = Capture(model)
     assert [layer.name for layer in capture.layers] == ["2"]
     assert len(capture.uncovered) == 3
+    check_against_autograd(model)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledDense(Dense):
+    def forward(self, a):
+        return 2 * super().forward(a)
+
+
+@pytest.mark.parametrize("layer", [Doubled, DoubledDense])
+def test_a_layer_with_a_forward_of_its_own_counts_as_uncovered(layer):
+    torch.manual_seed(0)
+    model = nn.Sequential(layer(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    torch.nn.init.normal_(model[0].weight)
+    assert [one.name for one in Capture(model).layers] == ["2"]
+    check_against_autograd(model)
+
+
+def test_a_user_s_hook_that_changes_the_output_is_respected():
+    model = model_of("linear")
+    model[0].register_forward_hook(lambda _module, _args, s: 2 * s)
+    check_against_autograd(model)
+
+
+def test_a_frozen_bias_leaves_its_weight_uncovered():
+    model = model_of("linear")
+    model[0].bias.requires_grad_(False)
+    assert [name for name, _ in Capture(model).uncovered] == ["layer0.weight"]
     check_against_autograd(model)
 
 

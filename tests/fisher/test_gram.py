@@ -181,3 +181,15 @@ def test_smaller_takes_the_smaller_system(batch, chosen):
     assert not structure.refresh(number(1e-2)).any()
     for other in (prepared(stats, 1e-2), full(stats, 1e-2)):
         assert_close(flat(structure.solve(gradient)), flat(other.solve(gradient)), 1e-9)
+
+
+def test_an_undamped_lane_of_an_exact_system_is_finite_with_a_part_outside_the_span():
+    stats, gradient = batch_statistics(model_of(), "categorical", "empirical", *batch_of("categorical"))
+    structure = Gram()
+    structure.update(stats, 0.0)
+    extra = [1e-3 * e for e in like(gradient)]
+    assert structure.refresh(torch.tensor([0.0, 0.1], dtype=torch.float64)).tolist() == [[False, False]]
+    undamped, damped = flat(structure.solve(gradient, extra))
+    structure.refresh(number(0.0))
+    assert_close(undamped, flat(structure.solve(gradient)), 1e-10)
+    assert_close(damped, flat(prepared(stats, 0.1).solve(gradient, extra)), 1e-10)

@@ -199,3 +199,12 @@ def test_shared_inputs_keep_one_factor_per_stream(mode):
         expected = prepared(alone, damping[s, h].item(), mode).solve(own)
         for layer, one in zip(solved, expected, strict=True):
             assert_close(layer[s, h], one, 1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_undamped_rounding_noise_is_marked_lane_by_lane(dtype):
+    eps = torch.finfo(dtype).eps
+    a = torch.diag_embed(torch.tensor([[1.0, eps, 1.0], [1.0, 1e-3, 1.0], [1.0, eps, 1.0]], dtype=dtype))
+    damping = torch.tensor([0.0, 0.0, 1e-3], dtype=torch.float64)
+    _, failed = Kronecker._eigen(a, torch.eye(2, dtype=dtype), damping)
+    assert failed.tolist() == [True, False, False]

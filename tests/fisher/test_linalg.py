@@ -136,6 +136,35 @@ def test_eigenvalues_are_never_negative():
     assert_close((vectors * values) @ vectors.mT, BAD["singular up to rounding"], 1e-14)
 
 
+MATMULS = linalg._MATMULS
+
+
+@pytest.fixture
+def precision():
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for m in MATMULS:
+        m.fp32_precision = "none"
+
+
+@pytest.mark.skipif(not MATMULS, reason="torch lacks the newer API")
+@pytest.mark.parametrize("backend", [0, 1], ids=["cuda", "mkldnn"])
+def test_precision_set_by_the_newer_api_is_raised_and_put_back(backend, precision):
+    MATMULS[backend].fp32_precision = "tf32"
+    before = [m.fp32_precision for m in MATMULS]
+    with full_precision():
+        assert all(m.fp32_precision in ("ieee", "none") for m in MATMULS)
+    assert [m.fp32_precision for m in MATMULS] == before
+
+
+def test_precision_is_raised_where_torch_lacks_the_newer_api(monkeypatch, precision):
+    monkeypatch.setattr(linalg, "_MATMULS", [])
+    torch.set_float32_matmul_precision("medium")
+    with full_precision():
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
 def fail_in_full_precision():
     with full_precision():
         raise RuntimeError(torch.get_float32_matmul_precision())

@@ -62,6 +62,22 @@ def test_steps_run_on_fake_tensors(name, likelihood, grouped):
         some_steps(name, likelihood, grouped, "cpu")
 
 
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_labels_are_drawn_where_the_model_is_by_now(likelihood):
+    optimizer = fisherlab.KFAC(empty_model((), "tanh", "meta"), likelihood)
+    optimizer.streams.device = torch.device("cpu")  # as if the model had lain there
+    optimizer.step(torch.zeros(6, 4, device="meta"), targets(likelihood, (), "meta"))
+    assert optimizer.streams.device == torch.device("meta")
+
+
+@ONLY_CUDA
+def test_a_model_that_moves_after_construction_goes_on():
+    model = model_of()
+    optimizer = fisherlab.KFAC(model, "categorical")
+    model.cuda()
+    optimizer.step(*[t.cuda() for t in batch_of("categorical")])
+
+
 @ONLY_CUDA
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("name", PRESETS)

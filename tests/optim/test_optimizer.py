@@ -299,6 +299,31 @@ def test_a_singular_matrix_is_an_error_that_names_step_and_damping(options, plac
     assert_same_bits(parameters(model), before)
 
 
+@pytest.mark.parametrize("name", ["efngd", "full", "kfac", "kfac-tikhonov"])
+def test_after_a_failure_a_larger_damping_goes_on(name):
+    x, y = (torch.cat([t, t]) for t in batch_of("categorical", batch=2))
+    cls, options = PRESETS[name]
+    options = options | {"kind": "empirical", "damping": 0.0}
+    options |= {"inverse_period": 10} if "kfac" in name else {}
+    model, fresh = model_of(), model_of()
+    optimizer = cls(model, "categorical", **options)
+    with pytest.raises(SolveError, match="at step 0"):
+        optimizer.step(x, y)
+    optimizer.param_groups[0]["damping"] = 1.0
+    optimizer.step(x, y)
+    cls(fresh, "categorical", **(options | {"damping": 1.0})).step(x, y)
+    assert_close(parameters(model), parameters(fresh), 1e-12)
+    if "kfac" in name:  # and the period is as before
+        kept = optimizer.preconditioner.structure._prepared
+        optimizer.step(x, y)
+        assert optimizer.preconditioner.structure._prepared is kept
+
+
+def test_the_message_of_a_failure_names_the_whole_damping():
+    optimizer = natural(model_of(), "categorical", structure="full", damping=0.25, l2=0.5)
+    assert "(damping=0.25, and l2=0.5 in the curvature)" in optimizer.failure_message(0, 0)
+
+
 def test_values_that_are_not_finite_are_an_error_too():
     model, (x, y) = model_of(), batch_of("categorical")
     with pytest.raises(SolveError, match="at step 0"):

@@ -1,7 +1,9 @@
 """A saved and restored optimizer goes on bit for bit."""
 
+import copy
 import io
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -119,17 +121,48 @@ def test_hyper_parameters_of_replicas_travel_too():
     assert torch.equal(state["param_groups"][0]["lr"], lr)
 
 
+OTHERS = {
+    "rule": ("momentum", "adam", {}, "expected rule=adam, got rule=momentum"),
+    "preconditioner": ("kfac", "momentum", {}, "expected kind=None, got kind=mc"),
+    "kind": ("kfac", "kfac-exact", {}, "expected kind=exact, got kind=mc"),
+    "structure": ("gram-exact", "full", {}, "expected structure=full, got structure=gram"),
+    "damping mode": ("kfac-exact", "kfac-exact", {"damping_mode": "tikhonov"}, "expected damping_mode=tikhonov, got"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_state_of_something_else_is_refused_and_the_difference_named(case):
+    source, target, options, message = OTHERS[case]
+    with pytest.raises(UsageError, match=f"does not fit: {message}"):
+        make(target, model_of(), **options).load_state_dict(make(source, model_of()).state_dict())
+
+
 @pytest.mark.parametrize(
-    ("source", "target"),
+    ("widths", "message"),
     [
-        (lambda: make("kfac", model_of()), lambda: make("momentum", model_of())),
-        (lambda: make("momentum", model_of()), lambda: make("momentum", model_of(widths=(4, 5, 5, 3)))),
+        ((4, 6, 3), r"expected plain 'layer0.weight' \(6, 4\), got plain 'layer0.weight' \(5, 4\)"),
+        ((4, 5, 3, 3), r"expected plain 'layer2.weight' \(3, 3\), got nothing more"),
+        ((4, 5), r"expected nothing more, got plain 'layer1.weight' \(3, 5\)"),
     ],
-    ids=["preconditioner", "other model"],
 )
-def test_a_state_of_something_else_is_refused(source, target):
-    with pytest.raises(UsageError, match="does not fit"):
-        target().load_state_dict(source().state_dict())
+def test_a_state_of_another_model_is_refused_and_the_parameter_named(widths, message):
+    state = make("momentum", model_of()).state_dict()
+    with pytest.raises(UsageError, match=message):
+        make("momentum", model_of(widths=widths)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_goes_on_by_itself(name, copied):
+    optimizer = make(name, model_of().float())
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # wraps `step` on the instance
+    steps(optimizer, 0, 2)
+    other = copied(optimizer)
+    before = parameters(optimizer.model)
+    found = steps(other, 2, 5)
+    assert_same_bits(parameters(optimizer.model), before)
+    assert_same_bits(steps(optimizer, 2, 5), found)
+    assert_same_bits(parameters(other.model), parameters(optimizer.model))
 
 
 def test_an_unknown_format_is_refused():
