@@ -85,6 +85,18 @@ class Likelihood(ABC):
             Tensor [..., B, K].
         """
 
+    def nll_and_mean(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Both at once, for a step that needs both; equal to `nll` and `mean` but for rounding.
+
+        Args:
+            f: Natural parameters [..., B, K].
+            y: Targets.
+
+        Returns:
+            nll [..., B] and mean [..., B, K].
+        """
+        return self.nll(f, y), self.mean(f)
+
     @abstractmethod
     def mean(self, f: Tensor) -> Tensor:
         """E[y | f]; class probabilities for the categorical.
@@ -192,8 +204,16 @@ class Categorical(Likelihood):
 
     def nll(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.nll`."""
-        index = y.expand(f.shape[:-1]).unsqueeze(-1)
-        return -f.log_softmax(-1).gather(-1, index).squeeze(-1)
+        return self._nll(f.log_softmax(-1), y)
+
+    @staticmethod
+    def _nll(log_p: Tensor, y: Tensor) -> Tensor:
+        return -log_p.gather(-1, y.expand(log_p.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+    def nll_and_mean(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Likelihood.nll_and_mean`; the soft maximum over a few classes is slow, so it is taken once."""
+        log_p = f.log_softmax(-1)
+        return self._nll(log_p, y), log_p.exp()
 
     def residual_at(self, mean: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.residual_at`."""

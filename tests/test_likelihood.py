@@ -182,3 +182,12 @@ def test_targets_of_another_shape_or_type_are_refused(name, lead):
         with pytest.raises(UsageError) as error:
             likelihood.check(f, other)
         assert f"targets of shape {tuple(other.shape)} do not fit outputs of shape {tuple(f.shape)}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nll_and_mean_are_those_of_their_own(name):
+    f, y = outputs_and_targets(name)
+    likelihood = make_likelihood(name)
+    nll_found, mean = likelihood.nll_and_mean(f, y)
+    assert_same_bits(nll_found, likelihood.nll(f, y))
+    assert_close(mean, likelihood.mean(f), 1e-14)

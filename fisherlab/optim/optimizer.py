@@ -199,10 +199,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         parameters = self.param_groups[0]["params"]
         with torch.enable_grad():
             f = self.model(x)
-        loss = self._loss(f.detach(), y)
-        found = torch.autograd.grad(
-            f, parameters, self.likelihood.residual(f.detach(), y) / f.shape[-2], allow_unused=True
-        )
+        loss, mean = self._loss(f.detach(), y)
+        residual = self.likelihood.residual_at(mean, y)
+        found = torch.autograd.grad(f, parameters, residual / f.shape[-2], allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
         flat = self._flat(total(filled, self._l2_gradient(parameters)))
         self._gradient = [[flat]]
@@ -216,9 +215,8 @@ class FisherOptimizer(torch.optim.Optimizer):
             raise UsageError(f"torch.autocast('{device}') is on: expected none around a natural-gradient step")
         captured = self.capture(x)
         f, batch = captured.output, captured.output.shape[-2]
-        loss = self._loss(f, y)
+        loss, mean = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
-        mean = self.likelihood.mean(f)
         observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
         gradient = [s.weighted_sum(g) / batch for s, g in zip(captured.inputs, observed, strict=True)]
         extra = self._l2_gradient(self.param_groups[0]["params"])
@@ -235,14 +233,16 @@ class FisherOptimizer(torch.optim.Optimizer):
             steps.append(self._flat(self._gradient[1]))
         return loss, steps
 
-    def _loss(self, f: Tensor, y: Tensor) -> Tensor:
+    def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean nll [...], and E[y | f]."""
         if f.ndim < 2 or f.shape[:-2] != self.replicas:
             raise UsageError(
                 f"the model's output of shape {tuple(f.shape)} does not fit: expected [batch, outputs] behind the "
                 f"replica axes {tuple(self.replicas)}"
             )
         self.likelihood.check(f, y)
-        return self.likelihood.nll(f, y).mean(-1)
+        nll, mean = self.likelihood.nll_and_mean(f, y)
+        return nll.mean(-1), mean
 
     def _clipped(self, direction: Tensor) -> Tensor:
         """KL clip: nu = min(1, sqrt(kappa / (lr^2 v^T grad)))."""
