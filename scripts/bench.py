@@ -128,7 +128,7 @@ class Loop:
     """SGD on MNIST, MLP, batch 128: the trainer, and the same steps in a bare loop."""
 
     def __init__(self, record_norms: bool) -> None:
-        overrides = ["optimizer=sgd", "batch_size=128", "epochs=3", f"record_norms={str(record_norms).lower()}"]
+        overrides = ["optimizer=sgd", "batch_size=128", f"record_norms={str(record_norms).lower()}"]
         overrides.append(f"threads={torch.get_num_threads()}")
         self.cfg = resolve(job(compose(overrides)))
 

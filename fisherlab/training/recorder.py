@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.files import write_json
-from fisherlab.training.tables import Table, Value
+from fisherlab.training.tables import Table, Value, cell
 
 METRICS = ["step", "epoch", "examples", "seconds"]
 METRICS += [f"{split}_{quantity}" for split in ("train", "valid", "test") for quantity in ("loss", "error")]
@@ -133,13 +133,13 @@ class Recorder:
         """
         low, high, bins = EXPONENTS
         width = (high - low) / bins
-        edges = [10.0 ** (low + i * width) for i in range(bins + 1)]
+        edges = [cell(10.0 ** (low + i * width), 9) for i in range(bins + 1)]
         for name, entries in layers.items():
             # The square's logarithm is twice the entry's: so a float32 square cannot underflow.
             exponents = entries.detach().flatten().abs().log10().mul_(2).clamp_(low, high - width / 2)
             counts = torch.histc(exponents[torch.isfinite(exponents)], bins, low, high).long().tolist()
             rows = zip(edges, edges[1:], counts, strict=False)
-            self.histogram.append([step, name, 0.0 if i == 0 else a, b, n] for i, (a, b, n) in enumerate(rows))
+            self.histogram.append([step, name, "0" if i == 0 else a, b, n] for i, (a, b, n) in enumerate(rows))
 
     def status(self, status: str, **more: Any) -> None:
         """Write `status.json`.
