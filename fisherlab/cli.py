@@ -33,7 +33,7 @@ ENVIRONMENT: Mapping[str, str] = {
     # The same bits however runs are grouped.
     "MKL_CBWR": "AUTO,STRICT",
     # How long an idle thread spins before it sleeps. OpenMP's default is right on an idle machine, but beside one other
-    # busy process on two cores an epoch of K-FAC took 66 s with it and 9 s with this, which costs 7 % when idle.
+    # busy process on two cores an epoch of K-FAC took 20 to 77 s with it and 9 s with this, which costs 7 % when idle.
     "GOMP_SPINCOUNT": "10000",
 }
 COMMANDS: Mapping[str, Command] = {

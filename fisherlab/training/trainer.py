@@ -245,7 +245,7 @@ class Trainer:
         self.step, self.limit = state["step"], state["limit"]
         self.clock.seconds.update(state["seconds"])
         self.experiment.model.load_state_dict(state["model"])
-        self.experiment.optimizer.load_state_dict(_to(state["optimizer"], self.experiment.device))
+        self.experiment.optimizer.load_state_dict(state["optimizer"])
         self.experiment.batches.load(state["batches"])
         self.recorder.load(state["recorder"])
         torch.set_rng_state(state["random"])
@@ -270,15 +270,6 @@ def gradients_by_layer(optimizer: Any, lead: int) -> dict[str, Tensor]:
         for name, part in zip(group["names"], flat.split(sizes, -1), strict=True):
             layers.setdefault(name.rpartition(".")[0] or name, []).append(part)
     return {name: torch.cat(parts, -1) for name, parts in layers.items()}
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    """Move every tensor of a nested state."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
-    return [_to(v, device) for v in value] if isinstance(value, list) else value
 
 
 @contextmanager
