@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+from fisherlab.cli import ENVIRONMENT
+
+# As the command line runs; before torch is imported.
+os.environ.update(dict(ENVIRONMENT) | dict(os.environ))
 
 import argparse
 import gc

@@ -23,7 +23,7 @@ from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.rules import adam_rule, momentum_rule
 from fisherlab.streams import Streams
 
-RULES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"momentum": momentum_rule, "adam": adam_rule}
+RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
 FORMAT = 1
 
 
@@ -105,7 +105,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         super().__init__(groups, options)
         self.record_norms = False
         self.report: dict[str, Tensor] = {}
-        self._gradient: list[list[Tensor]] = []
+        # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
+        self._vectors: list[Tensor] = []
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -176,23 +177,35 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
         if self.preconditioner is not None and not self.replicas and readable(loss):
             self.check()
-        update_norms = []
-        for group, state, direction in zip(self.param_groups, self._rule_state, directions, strict=True):
+        norms = []
+        for i, (group, direction) in enumerate(zip(self.param_groups, directions, strict=True)):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
-            v, c = RULES[self.rule](direction, state, lr=group["lr"], **options)
+            v = self._vectors[i][1]
+            c = RULES[self.rule](direction, self._rule_state[i], v, lr=group["lr"], **options)
+            if self.record_norms:  # now, while the cache holds them
+                norms.append(torch.linalg.vector_norm(self._vectors[i], dim=-1))
+                norms[i][1].mul_(c)
             for p, part in zip(group["params"], v.split(_sizes(group["params"], self.replicas), -1), strict=True):
-                p.addcmul_(part.view(p.shape), c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c)
-            if self.record_norms:
-                update_norms.append(torch.linalg.vector_norm(v, dim=-1).mul_(c.abs()))
+                scale = c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c
+                p.addcmul_(part.view(p.shape), scale, value=-1)
         if self.record_norms:
-            self.report["update_norm"] = _joint(update_norms)
-            self.report["grad_norm"] = _joint([torch.linalg.vector_norm(g, dim=-1) for g in self.gradients])
+            self.report["grad_norm"], self.report["update_norm"] = _joint(norms).unbind()
         return loss
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The last step's gradient of the objective, flat [..., P], one per parameter group."""
-        return [self._flat(parts) for parts in self._gradient]
+        """The last step's gradient of the objective, flat [..., P], one per parameter group; until the next step."""
+        return [pair[0] for pair in self._vectors]
+
+    def _keep(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
+        """Keep the gradient of a parameter group, flat."""
+        flat = [t.reshape(*self.replicas, -1) for t in gradient]
+        shape = (2, *self.replicas, sum(t.shape[-1] for t in flat))
+        if group == len(self._vectors):
+            self._vectors.append(flat[0].new_empty(shape))
+        elif (self._vectors[group].device, self._vectors[group].dtype) != (flat[0].device, flat[0].dtype):
+            self._vectors[group] = flat[0].new_empty(shape)  # the model has moved
+        return torch.cat(flat, -1, out=self._vectors[group][0])
 
     def _plain(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the gradient of the objective, flat, for every parameter alike."""
@@ -203,9 +216,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         residual = self.likelihood.residual_at(mean, y)
         found = torch.autograd.grad(f, parameters, residual / f.shape[-2], allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-        flat = self._flat(total(filled, self._l2_gradient(parameters)))
-        self._gradient = [[flat]]
-        return loss, [flat]
+        return loss, [self._keep(0, total(filled, self._l2_gradient(parameters)))]
 
     def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the natural gradient of the covered parameters and the plain one of the others, flat."""
@@ -226,11 +237,10 @@ class FisherOptimizer(torch.optim.Optimizer):
             damping = damping + host(self.l2)
         self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
         direction = self.preconditioner(gradient, joined, damping.to(f.device, non_blocking=True))
-        self._gradient = [total(self._parts(gradient), extra)]
+        self._keep(0, total(self._parts(gradient), extra))
         steps = [self._clipped(self._flat(self._parts(direction)))]
         if rest:
-            self._gradient.append(total([g / batch for g in rest_gradients], self._l2_gradient(rest)))
-            steps.append(self._flat(self._gradient[1]))
+            steps.append(self._keep(1, total([g / batch for g in rest_gradients], self._l2_gradient(rest))))
         return loss, steps
 
     def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -264,8 +274,6 @@ class FisherOptimizer(torch.optim.Optimizer):
         ]
 
     def _flat(self, parts: Sequence[Tensor]) -> Tensor:
-        if len(parts) == 1:
-            return parts[0].reshape(*self.replicas, -1)
         return torch.cat([t.reshape(*self.replicas, -1) for t in parts], -1)
 
     def _parts(self, joined: list[Tensor]) -> list[Tensor]:

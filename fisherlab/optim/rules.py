@@ -1,6 +1,7 @@
 """Step rules: how a direction becomes a step. The functional core, on flat vectors [..., P].
 
-Each returns (v, c) for the update p <- p + c * v, rounded as torch.optim rounds: one replica is bit-equal to it.
+Each writes v and returns c > 0 for the update p <- p - c * v, rounded as torch.optim rounds: one replica is bit-equal
+to it.
 """
 
 from __future__ import annotations
@@ -15,49 +16,52 @@ from fisherlab.optim.hyper import Hyper, host, is_zero, on
 State = dict[str, Any]
 
 
-def momentum_rule(
-    direction: Tensor, state: State, *, lr: Hyper, momentum: Hyper, nesterov: bool
-) -> tuple[Tensor, Tensor]:
+def momentum_rule(direction: Tensor, state: State, v: Tensor, *, lr: Hyper, momentum: Hyper, nesterov: bool) -> Tensor:
     """Heavy ball or Nesterov momentum, acting on the (preconditioned) direction, as torch.optim.SGD.
 
     Args:
         direction: [..., P].
         state: Holds `buffer` between steps.
+        v: Overwritten, [..., P]; without `nesterov` it is the buffer.
         lr: Learning rate.
         momentum: Decay of the buffer; the number 0 keeps none.
         nesterov: Look ahead by one more decay.
 
     Returns:
-        v [..., P] and c, broadcastable to [...].
+        c, broadcastable to [...].
     """
-    scale = -on(lr, direction, 0)
+    scale = on(lr, direction, 0)
     if is_zero(momentum):
-        return direction, scale
+        v.copy_(direction)
+        return scale
     decay = on(momentum, direction)
     if "buffer" not in state:
         state["buffer"] = direction.clone()
     else:
-        state["buffer"].mul_(decay).add_(direction)
+        state["buffer"] = torch.mul(state["buffer"], decay, out=None if nesterov else v).add_(direction)
     if nesterov:
-        return torch.addcmul(direction, state["buffer"], decay), scale
-    return state["buffer"], scale
+        torch.addcmul(direction, state["buffer"], decay, out=v)
+    else:
+        v.copy_(state["buffer"])  # onto itself, which costs nothing, but after the first step and after a resume
+    return scale
 
 
 def adam_rule(
-    direction: Tensor, state: State, *, lr: Hyper, beta1: Hyper, beta2: Hyper, eps: Hyper
-) -> tuple[Tensor, Tensor]:
+    direction: Tensor, state: State, v: Tensor, *, lr: Hyper, beta1: Hyper, beta2: Hyper, eps: Hyper
+) -> Tensor:
     """Adam (Kingma and Ba 2015), as torch.optim.Adam.
 
     Args:
         direction: [..., P].
         state: Holds `step`, `mean` and `square` between steps.
+        v: Overwritten, [..., P].
         lr: Learning rate.
         beta1: Decay of the mean.
         beta2: Decay of the uncentred variance.
         eps: Added to the root.
 
     Returns:
-        v [..., P] and c = 1.
+        c = 1.
     """
     if "step" not in state:
         state.update(step=0, mean=torch.zeros_like(direction), square=torch.zeros_like(direction))
@@ -69,8 +73,9 @@ def adam_rule(
     correction1 = 1 - _power(beta1, state["step"])
     correction2 = (1 - _power(beta2, state["step"])).sqrt()
     denominator = (state["square"].sqrt() / on(correction2, direction)).add_(on(eps, direction))
-    step_size = on(-(host(lr) / correction1), direction)
-    return (state["mean"] * step_size).div_(denominator), torch.ones((), dtype=direction.dtype, device=direction.device)
+    step_size = on(host(lr) / correction1, direction)
+    torch.mul(state["mean"], step_size, out=v).div_(denominator)
+    return torch.ones((), dtype=direction.dtype, device=direction.device)
 
 
 def _power(base: Hyper, exponent: int) -> Tensor:

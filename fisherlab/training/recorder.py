@@ -133,13 +133,14 @@ class Recorder:
         """
         low, high, bins = EXPONENTS
         width = (high - low) / bins
-        edges = [cell(10.0 ** (low + i * width), 9) for i in range(bins + 1)]
+        edges = ["0", *(cell(10.0 ** (low + i * width), 9) for i in range(1, bins + 1))]
+        rows: list[Sequence[Value]] = []
         for name, entries in layers.items():
-            # The square's logarithm is twice the entry's: so a float32 square cannot underflow.
+            # The square's logarithm is twice the entry's: so a float32 square cannot underflow. histc leaves out NaN.
             exponents = entries.detach().flatten().abs().log10().mul_(2).clamp_(low, high - width / 2)
-            counts = torch.histc(exponents[torch.isfinite(exponents)], bins, low, high).long().tolist()
-            rows = zip(edges, edges[1:], counts, strict=False)
-            self.histogram.append([step, name, "0" if i == 0 else a, b, n] for i, (a, b, n) in enumerate(rows))
+            counts = torch.histc(exponents, bins, low, high).long().tolist()
+            rows += [[step, name, *bin_] for bin_ in zip(edges, edges[1:], counts, strict=False)]
+        self.histogram.append(rows)
 
     def status(self, status: str, **more: Any) -> None:
         """Write `status.json`.

@@ -35,8 +35,10 @@ def gradients(shape, dtype, steps):
         yield 10.0 ** -(step % 5) * torch.randn(shape, dtype=dtype, generator=generator(0, "g", step))
 
 
-def apply(p, v, c):
-    p.addcmul_(v, c.unsqueeze(-1) if c.ndim else c)
+def apply(p, rule, g, state, **options):
+    v = torch.full_like(p, torch.nan)
+    c = rule(g, state, v, **options)
+    p.addcmul_(v, c.unsqueeze(-1) if c.ndim else c, value=-1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -50,7 +52,7 @@ def test_a_lone_run_has_the_bits_of_torch(name, size, dtype):
     for g in gradients(size, dtype, 60):
         theirs.grad = g.clone()
         optimizer.step()
-        apply(p, *rule(g, state, lr=0.013, **options))
+        apply(p, rule, g, state, lr=0.013, **options)
         assert_same_bits(p, theirs.detach())
 
 
@@ -67,10 +69,10 @@ def test_every_lane_of_a_group_has_the_bits_of_a_lone_run(name, size, dtype):
     p = torch.randn(lanes, size, dtype=dtype, generator=generator(0, "p"))
     alone, state, states = [row.clone() for row in p], {}, [{} for _ in range(lanes)]
     for g in gradients((lanes, size), dtype, 20):
-        apply(p, *rule(g, state, lr=lr, **(options | tensors)))
+        apply(p, rule, g, state, lr=lr, **(options | tensors))
         for i, row in enumerate(alone):
             own = {k: t[i].item() for k, t in tensors.items()}
-            apply(row, *rule(g[i], states[i], lr=lr[i].item(), **(options | own)))
+            apply(row, rule, g[i], states[i], lr=lr[i].item(), **(options | own))
     assert_same_bits(p, torch.stack(alone))
 
 
@@ -87,7 +89,7 @@ def test_a_rule_does_not_write_on_the_direction(rule):
     state, g = {}, torch.randn(10)
     for _ in range(3):
         kept = g.clone()
-        function(g, state, lr=0.1, **options)
+        function(g, state, torch.empty_like(g), lr=0.1, **options)
         assert_same_bits(g, kept)
 
 
