@@ -42,7 +42,7 @@ reproduce: $(READY) ## run every study at paper scale (not in this version yet)
 
 bench: $(READY) ## measure speed against peers
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python scripts/bench.py
+	$(BIN)/python -m scripts.bench
 
 clean: ## remove what can be made again, but for results and data
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

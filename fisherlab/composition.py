@@ -31,16 +31,23 @@ def conf_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "conf"
 
 
-def _digest(overrides: Sequence[str]) -> str:
-    """Name a set of overrides; where the results go and whether tracebacks are shown is no part of an experiment."""
+def digest(overrides: Sequence[str]) -> str:
+    """Name a set of overrides; where the results go and whether tracebacks are shown is no part of an experiment.
+
+    Args:
+        overrides: In any order.
+
+    Returns:
+        10 hexadecimal digits.
+    """
     told = sorted(o for o in overrides if o.partition("=")[0].lstrip("+") not in ("results", "debug"))
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:10]
 
 
 # A sweep is named once, by all that was asked for; in each of its jobs the same interpolation would see that job's
 # overrides alone, so Hydra's cache carries the first answer on.
-OmegaConf.register_new_resolver("fisherlab.sweep", _digest, replace=True, use_cache=True)
-OmegaConf.register_new_resolver("fisherlab.job", _digest, replace=True)
+OmegaConf.register_new_resolver("fisherlab.sweep", digest, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("fisherlab.job", digest, replace=True)
 
 
 @dataclass(frozen=True)

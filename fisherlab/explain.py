@@ -110,12 +110,12 @@ def _wrong_key(override: Override, cfg: DictConfig, base: Sequence[str], source:
     if override.is_force_add():
         return None
     if override.is_add():
-        return f"{line}: that key exists already; write {line[1:]}" if _has(cfg, override.key_or_group) else None
+        return f"{line}: that key exists already; write {line[1:]}" if has(cfg, override.key_or_group) else None
     keys = [
         override.key_or_group,
         *(f"{override.key_or_group}.{k}" for k in (value if isinstance(value, dict) else ())),
     ]
-    return next((f"{line}: {_unknown(key, cfg, base, source)}" for key in keys if not _has(cfg, key)), None)
+    return next((f"{line}: {_unknown(key, cfg, base, source)}" for key in keys if not has(cfg, key)), None)
 
 
 def _walk(cfg: DictConfig, key: str) -> tuple[str, Any]:
@@ -129,7 +129,16 @@ def _walk(cfg: DictConfig, key: str) -> tuple[str, Any]:
     return key, node
 
 
-def _has(cfg: DictConfig, key: str) -> bool:
+def has(cfg: DictConfig, key: str) -> bool:
+    """Tell whether a config has a key.
+
+    Args:
+        cfg: The config.
+        key: With dots.
+
+    Returns:
+        Also true where its value is null.
+    """
     return _walk(cfg, key)[0] == key
 
 
@@ -155,6 +164,6 @@ def _unknown(key: str, cfg: DictConfig, base: Sequence[str], source: Source) -> 
 
 def _option_has(key: str, overrides: Sequence[str], source: Source) -> bool:
     try:
-        return _has(assemble(overrides, source), key)
+        return has(assemble(overrides, source), key)
     except FAULTS:  # another option's mistake is not what was asked about
         return False

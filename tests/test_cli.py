@@ -1,5 +1,6 @@
 """The command line: what it prints, what it calls, what it exits with; and that a mistake leaves nothing behind."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from fisherlab.cli import COMMANDS, PLANNED, main
 from fisherlab.commands.completion import query
+from fisherlab.sweep.plan import Trial
 from fisherlab.training.setup import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +32,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 class Runs:
-    """Stands in for fisherlab.training.run and remembers what it was asked for."""
+    """Stands in for fisherlab.training.run and group, and remembers what it was asked for."""
 
     def __init__(self) -> None:
         self.trained: list[tuple] = []
@@ -43,6 +45,18 @@ class Runs:
             raise RuntimeError("thirteen\nis many lines")
         return types.SimpleNamespace(status=self.outcome, directory=directory)
 
+    def run_group(self, folder):
+        for one in json.loads((folder / "group.json").read_text())["jobs"]:
+            directory = folder.parents[1] / "runs" / one["name"]
+            directory.mkdir(parents=True)
+            try:
+                status, error = self.train(OmegaConf.create(one["config"]), directory).status, ""
+            except RuntimeError as raised:
+                status, error = "failed", f"RuntimeError: {raised}"
+            if status == "interrupted":
+                raise KeyboardInterrupt
+            (directory / "status.json").write_text(json.dumps({"status": status, "error": error}))
+
     def resume(self, directory, *, debug):
         self.resumed.append(directory)
         return types.SimpleNamespace(status=self.outcome, directory=directory)
@@ -54,7 +68,11 @@ def runs(monkeypatch) -> Runs:
     module = types.ModuleType("fisherlab.training.run")
     module.train, module.resume = runs.train, runs.resume  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fisherlab.training.run", module)
-    monkeypatch.setattr("fisherlab.training.setup.prepare", lambda cfg: None)
+    for name, function in (("sweep.group", runs.run_group), ("sweep.outcome", lambda folder: None)):
+        module = types.ModuleType(f"fisherlab.{name}")
+        module.run_group = module.write_outcome = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"fisherlab.{name}", module)
+    monkeypatch.setattr("fisherlab.sweep.plan._try", lambda alike: Trial(tuple(alike), steps=1, capacity=64))
     return runs
 
 
@@ -69,7 +87,10 @@ def test_help_is_a_table_with_examples(args, capsys):
     assert "fisherlab train optimizer=kfac damping=1e0" in out
 
 
-@pytest.mark.parametrize("args", [[], ["--help"], ["train", "--help"], ["list"], ["train", "lr=0"], ["--version"]])
+@pytest.mark.parametrize(
+    "args",
+    [[], ["--help"], ["train", "--help"], ["list"], ["train", "lr=0"], ["train", "-m", "lr=0,1"], ["--version"]],
+)
 def test_what_computes_nothing_imports_no_torch(args, here):
     code = f"import sys; from fisherlab.cli import main; main({args}); sys.exit('torch' in sys.modules)"
     done = subprocess.run(
@@ -109,6 +130,16 @@ def test_help_of_the_other_commands(name, capsys):
         (["train", "--cfg", "job", "optimiser=3"], "did you mean 'optimizer'?"),
         (["train", "-m", "damping=1e0,-1"], "damping=-1"),
         (["train", "-m", "optimizer=glob(z*)"], "a sweep over no values"),
+        (["train", "-m", "damping="], "damping=: expected a number"),
+        (["train", "-m", "lr=interval(0,1)"], "expected values with commas"),
+        (["train", "-m", "optimiser=sgd,kfac"], "did you mean 'optimizer'?"),
+        (["train", "-m", "optimizer=sgd", "damping=1,2"], "damping is not used by optimizer 'sgd'"),
+        (["train", "-m", "optimizer=kfca", "seed=0,1"], "did you mean 'kfac'?"),
+        (["train", "-m", "~seeds", "lr=1,2"], "did you mean 'seed'?"),
+        (["train", "-m", "seed=0,1", "hydra.sweeper.max_replicas=0"], "at least 1"),
+        (["train", "-m", "seed=0,1", "hydra.sweeper.max_replicas=many"], "many"),
+        (["train", "-m", "seed=0,1", "hydra.sweep.dri=x"], "did you mean 'dir'?"),
+        (["train", "-m", "hydra.launcher.n_jobs=1,2"], "expected one value"),
         (["train", "resume=there", "lr=1"], "resume=there lr=1"),
         (["train", "resume=there", "resume=here"], "resume=there resume=here"),
         (["train", "-m", "resume=there"], "resume=there"),
@@ -201,21 +232,30 @@ def test_a_closed_pipe_is_no_error(here):
 
 def test_a_sweep_runs_each_job_in_a_folder_of_its_own(here, runs):
     assert main(["train", "optimizer=sgd", "-m", "lr=0.1,0.2", "seed=0,1"]) == 0
-    assert [(cfg.lr, cfg.seed) for cfg, _ in runs.trained] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
+    assert sorted((cfg.lr, cfg.seed) for cfg, _ in runs.trained) == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
     folders = {directory for _, directory in runs.trained}
     assert len(folders) == 4
     assert len({folder.parents[1] for folder in folders}) == 1
     assert all(folder.parents[2] == here / "results" / "sweeps" for folder in folders)
     # The same sweep, written otherwise, finds the same folders; another one does not.
-    main(["train", "-m", "seed=0,1", "lr=0.1,0.2", "optimizer=sgd", "debug=false"])
-    assert {directory for _, directory in runs.trained[4:]} == folders
+    assert main(["train", "-m", "seed=0,1", "lr=0.1,0.2", "optimizer=sgd", "debug=false"]) == 0
+    assert len(runs.trained) == 4
     main(["train", "-m", "seed=0,1", "lr=0.1,0.3", "optimizer=sgd", "results=other"])
-    assert not {directory for _, directory in runs.trained[8:]} & folders
+    assert len(runs.trained) == 8
     assert runs.trained[-1][1].is_relative_to(here / "other" / "sweeps")
 
 
+BASIC = "hydra/sweeper=basic"  # Hydra's own, one job after another
+
+
+def test_hydras_own_sweeper_runs_job_by_job(here, runs):
+    assert main(["train", "optimizer=sgd", "-m", BASIC, "lr=0.1,0.2", "seed=0,1"]) == 0
+    assert [(cfg.lr, cfg.seed) for cfg, _ in runs.trained] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
+    assert {directory.parents[2] for _, directory in runs.trained} == {here / "results" / "sweeps"}
+
+
 def test_the_same_sweep_goes_on_where_it_was(here, runs, monkeypatch, capsys):
-    sweep = ["train", "-m", "dataset=digits", "seed=0,1"]
+    sweep = ["train", "-m", BASIC, "dataset=digits", "seed=0,1"]
     assert main(sweep) == 0
     for cfg, directory in runs.trained:
         OmegaConf.save(resolve(cfg), directory / "config.yaml")
@@ -228,7 +268,7 @@ def test_the_same_sweep_goes_on_where_it_was(here, runs, monkeypatch, capsys):
 
 
 def test_a_sweep_goes_on_with_another_number_of_cores(here, runs, monkeypatch):
-    sweep = ["train", "-m", "dataset=digits", "seed=0,1"]
+    sweep = ["train", "-m", BASIC, "dataset=digits", "seed=0,1"]
     assert main(sweep) == 0
     for cfg, directory in runs.trained:
         OmegaConf.save(resolve(cfg), directory / "config.yaml")
@@ -274,17 +314,19 @@ def test_a_users_own_class_beside_the_user_is_found(here, capsys):
     assert "x my (650 parameters) x kfac" in capsys.readouterr().out
 
 
-def test_a_failing_job_does_not_stop_the_others(here, runs, capsys):
-    assert main(["train", "-m", "seed=13,0"]) == 1
+@pytest.mark.parametrize("sweeper", ["replica", "basic"])
+def test_a_failing_job_does_not_stop_the_others(sweeper, here, runs, capsys):
+    assert main(["train", "-m", f"hydra/sweeper={sweeper}", "seed=13,0"]) == 1
     assert [cfg.seed for cfg, _ in runs.trained] == [13, 0]
     err = capsys.readouterr().err
     assert "RuntimeError: thirteen" in err
     assert "Traceback" not in err
 
 
-def test_an_interrupted_job_ends_the_sweep(here, runs):
+@pytest.mark.parametrize("sweeper", ["replica", "basic"])
+def test_an_interrupted_job_ends_the_sweep(sweeper, here, runs):
     runs.outcome = "interrupted"
-    assert main(["train", "-m", "seed=0,1"]) == 130
+    assert main(["train", "-m", f"hydra/sweeper={sweeper}", "seed=0,1"]) == 130
     assert len(runs.trained) == 1
 
 

@@ -11,15 +11,15 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from fisherlab.composition import VERSION_BASE
-from fisherlab.config import Source, compose, conf_dir, job, jobs, run_directory, validate
+from fisherlab.config import Source, compose, conf_dir, job, run_directory, validate
 from fisherlab.errors import UsageError, did_you_mean
+from fisherlab.explain import has, parse
 
 # A run that diverges is a recorded outcome, not a failure.
-NUMBERS = ("lr", "momentum", "damping", "l2", "seed", "data_seed", "init_seed", "steps", "epochs")
 EXIT_STATUS = {"finished": 0, "diverged": 0, "failed": 1, "interrupted": 130}
 
 
@@ -29,8 +29,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-class JobFailed(CompactHydraException):
-    """A job of a sweep failed: Hydra prints the message alone and goes on with the others."""
+class JobFailed(Exception):
+    """A job of `hydra/sweeper=basic` failed: Hydra goes on with the others, and raises it in the end."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,7 +88,7 @@ def main(args: Sequence[str]) -> int:
 
         return completion.main(asked.overrides)
     if asked.multirun:
-        _check_sweep(asked.overrides, source)
+        asked.overrides = _for_sweeper(asked.overrides, source)
     elif not (asked.cfg or asked.info or asked.hydra_help):
         return run(asked.overrides, source)
     if asked.cfg:
@@ -123,16 +123,22 @@ def run(overrides: Sequence[str], source: Source) -> int:
 def task(cfg: DictConfig) -> None:
     """Make one run of a sweep, in the folder that Hydra made, or go on with it where an earlier start began it.
 
+    In the folder of a group of replicas, train the group: its runs have folders of their own.
+
     Args:
-        cfg: The job's config.
+        cfg: The job's config; of a group, its first job's.
 
     Raises:
         JobFailed: If the run failed.
         KeyboardInterrupt: If it was interrupted, which ends the sweep.
     """
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    if (directory / "group.json").exists():
+        from fisherlab.sweep.group import run_group
+
+        return run_group(directory)
     from fisherlab.training.run import resume, train
 
-    directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         validate(cfg)
         status = (resume(directory, debug=cfg.debug) if _begun(directory, cfg) else train(cfg, directory)).status
@@ -140,11 +146,11 @@ def task(cfg: DictConfig) -> None:
         if cfg.debug:
             raise
         said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        raise JobFailed(f"fisherlab: {directory}: {said}") from error
+        raise JobFailed(f"{directory}: {said}") from error
     if status == "interrupted":
         raise KeyboardInterrupt
     if status == "failed":
-        raise JobFailed(f"fisherlab: {directory}: the run failed, its status.json says why")
+        raise JobFailed(f"{directory}: the run failed, its status.json says why")
 
 
 def _begun(directory: Path, cfg: DictConfig) -> bool:
@@ -175,6 +181,7 @@ def hand_over(argv: Sequence[str]) -> int:
     Returns:
         Exit status.
     """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print in many lines
     before = sys.argv
     sys.argv = ["fisherlab", *argv]
     try:
@@ -196,27 +203,44 @@ def _for_hydra(asked: argparse.Namespace) -> list[str]:
     argv += ["--resolve"] if asked.resolve else []
     argv += ["--info", asked.info] if asked.info else []
     argv += ["--hydra-help"] if asked.hydra_help else []
-    if "debug=true" in map(str.lower, asked.overrides):
-        os.environ["HYDRA_FULL_ERROR"] = "1"
     return [*argv, *asked.overrides]
 
 
-def _check_sweep(overrides: Sequence[str], source: Source) -> None:
-    """Refuse a sweep as a whole, before anything is written, if one of its jobs makes no sense."""
-    every = jobs(overrides, source)
-    if not every:
-        raise UsageError(f"{' '.join(overrides)}: a sweep over no values; expected at least one")
-    from fisherlab.training.setup import prepare, resolve
+def _for_sweeper(overrides: Sequence[str], source: Source) -> list[str]:
+    """Check what Hydra composes before its sweeper is called: everything but what is swept.
 
-    tried = set()
-    for one in every:
-        cfg = job(compose(one, source))
-        validate(cfg)
-        # What must fit together is tried once per shape: numbers alone, checked above, change nothing in that.
-        shape = str({k: v for k, v in OmegaConf.to_container(cfg, resolve=False).items() if k not in NUMBERS})  # type: ignore[union-attr]
-        if shape not in tried:
-            prepare(resolve(cfg))
-            tried.add(shape)
+    A key that only a swept part has (`-m optimizer=sgd,adam optimizer.beta1=0.8`) would stop Hydra there, so it goes in
+    as a sweep over one value.
+
+    Args:
+        overrides: As on the command line.
+        source: Where the configs come from.
+
+    Returns:
+        The overrides for Hydra.
+
+    Raises:
+        UsageError: If one of them makes no sense.
+    """
+    parsed = {text: parse(text, source) for text in overrides}
+    for text, override in parsed.items():
+        if override.is_hydra_override() and override.is_sweep_override():
+            raise UsageError(f"{text}: expected one value, for all jobs of the sweep")
+    plain = {text: override for text, override in parsed.items() if not override.is_sweep_override()}
+    values = [text for text, override in plain.items() if _is_value(override, source)]
+    cfg = compose([text for text in plain if text not in values], source)
+    if not str(cfg.hydra.sweeper.get("_target_")).endswith(".ReplicaSweeper"):  # which plans by itself
+        from fisherlab.sweep.plan import plan
+
+        plan([text for text, override in parsed.items() if not override.is_hydra_override()], source)
+    alone = {text for text in values if not has(cfg, parsed[text].key_or_group)}
+    return ["{}=choice({})".format(*text.split("=", 1)) if text in alone else text for text in overrides]
+
+
+def _is_value(override: Override, source: Source) -> bool:
+    """Whether it sets a key, where others choose a part, add or delete a key, or are Hydra's own."""
+    special = override.is_hydra_override() or override.is_add() or override.is_force_add() or override.is_delete()
+    return not special and override.key_or_group not in source.groups()
 
 
 def _resumed(overrides: Sequence[str]) -> Path | None:

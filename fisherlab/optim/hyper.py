@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,19 +70,6 @@ def per_replica(name: str, value: object, replicas: torch.Size) -> None:
             f"{name} of shape {tuple(value.shape)} does not fit: expected a number, or a tensor that broadcasts to the "
             f"replica axes {tuple(replicas)}"
         )
-
-
-def shown(value: Hyper) -> float | list[Any]:
-    """The value for a message, a number where it is only one.
-
-    Args:
-        value: Number or tensor.
-
-    Returns:
-        A number, or nested lists of numbers.
-    """
-    values = host(value)
-    return values.item() if values.numel() == 1 else values.tolist()
 
 
 def host(value: Hyper) -> Tensor:

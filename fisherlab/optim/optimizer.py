@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,10 @@ from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
-from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive, shown
+from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
 from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.rules import adam_rule, momentum_rule
+from fisherlab.optim.state import copied, forget
 from fisherlab.streams import Streams
 
 RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
@@ -56,6 +57,9 @@ class FisherOptimizer(torch.optim.Optimizer):
     Raises:
         UsageError: If a value is out of range, does not fit the replica axes, or would have no effect.
     """
+
+    # The arguments that may be tensors, one value per replica; a sweep puts runs that differ in no other side by side.
+    per_replica: ClassVar[tuple[str, ...]] = ("lr", "damping", "l2", "kl_clip", "lr_uncovered")
 
     def __init__(
         self,
@@ -229,7 +233,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss, mean = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
         observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        gradient = [s.weighted_sum(g) / batch for s, g in zip(captured.inputs, observed, strict=True)]
+        gradient = [s.weighted_sum(g / batch) for s, g in zip(captured.inputs, observed, strict=True)]
         extra = self._l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = host(self.param_groups[0]["damping"])
@@ -291,33 +295,45 @@ class FisherOptimizer(torch.optim.Optimizer):
         Raises:
             SolveError: Names the layer and the step.
         """
-        if self.preconditioner is None or (failures := self.preconditioner.failures()) is None:
-            return
-        for step, block in zip(*(t.flatten().tolist() for t in failures), strict=True):
-            if step >= 0:
-                self.preconditioner.forgive()
-                raise SolveError(self.failure_message(step, block), step)
+        if failures := self.failures():
+            assert self.preconditioner is not None
+            self.preconditioner.forgive()
+            raise failures[min(failures)]
 
-    def failure_message(self, step: int, block: int) -> str:
-        """Say which damped matrix could not be factorised.
-
-        Args:
-            step: The optimizer's step, counted from 0.
-            block: Index of the block.
+    def failures(self) -> dict[tuple[int, ...], SolveError]:
+        """Which replicas' damped matrices could not be factorised; synchronises.
 
         Returns:
-            One line.
+            By the replica's index, an error that names the layer and the step at which it failed first.
         """
+        if self.preconditioner is None or (marks := self.preconditioner.failures()) is None:
+            return {}
+        steps, blocks = (t.cpu() for t in marks)
+        hit = [tuple(at) for at in (steps >= 0).nonzero().tolist()]
+        return {at: self._failure(int(steps[at]), int(blocks[at]), at) for at in hit}
+
+    def _failure(self, step: int, block: int, at: tuple[int, ...]) -> SolveError:
+        """Say which damped matrix of a replica could not be factorised."""
         assert self.preconditioner is not None
         place = f"of layer '{self.capture.layers[block].name}' " if self.preconditioner.structure.per_layer else ""
-        damping = str(shown(self.param_groups[0]["damping"]))
-        if self.l2_in_curvature and not is_zero(self.l2):
-            damping += f", and l2={shown(self.l2)} in the curvature"
-        return (
+        damping, l2 = (host(v).expand(self.replicas)[at].item() for v in (self.param_groups[0]["damping"], self.l2))
+        given = f"damping={damping}" + (f", and l2={l2} in the curvature" if self.l2_in_curvature and l2 else "")
+        return SolveError(
             f"the damped {self.preconditioner.structure_name} matrix {place}could not be factorised at step {step}, "
-            f"not in float64 either (damping={damping}): expected a larger damping, or a smaller lr if the statistics "
-            "are not finite"
+            f"not in float64 either ({given}): expected a larger damping, or a smaller lr if the statistics "
+            "are not finite",
+            step,
         )
+
+    def forget(self, at: Sequence[int]) -> None:
+        """Set what is remembered of one replica to zero, so that nothing in it is NaN; the others keep their bits.
+
+        Args:
+            at: Its index.
+        """
+        forget(self._rule_state, at, self.replicas)
+        if self.preconditioner is not None:
+            forget(self.preconditioner.structure.state(), at, self.replicas)
 
     def describe(self) -> dict[str, Any]:
         """Say which Fisher is in use, its scale, and what is preconditioned.
@@ -379,18 +395,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         for group, loaded in zip(self.param_groups, copy.deepcopy(state["param_groups"]), strict=True):
             group.update(loaded)
         device = self.param_groups[0]["params"][0].device
-        self._rule_state = _copied(state["rule"], device)
+        self._rule_state = copied(state["rule"], device)
         if self.preconditioner is not None:
-            self.preconditioner.load_state_dict(_copied(state["preconditioner"], device))
-
-
-def _copied(state: Any, device: torch.device) -> Any:
-    """Copy nested dicts and lists of tensors and plain values to a device."""
-    if isinstance(state, Tensor):
-        return state.to(device, copy=True)
-    if isinstance(state, dict):
-        return {k: _copied(v, device) for k, v in state.items()}
-    return [_copied(v, device) for v in state] if isinstance(state, list) else state
+            self.preconditioner.load_state_dict(copied(state["preconditioner"], device))
 
 
 def _replicas(model: nn.Module) -> torch.Size:

@@ -26,6 +26,8 @@ class SGD(FisherOptimizer):
         **options: L2 and seed, see `FisherOptimizer`.
     """
 
+    per_replica = ("lr", "momentum", "l2")
+
     def __init__(
         self,
         model: nn.Module,
@@ -52,6 +54,8 @@ class Adam(FisherOptimizer):
         eps: Added to the root of the mean square.
         **options: L2 and seed, see `FisherOptimizer`.
     """
+
+    per_replica = ("lr", "beta1", "beta2", "eps", "l2")
 
     def __init__(
         self,
@@ -89,6 +93,8 @@ class NaturalGradient(FisherOptimizer):
         max_columns: The most outputs for exact.
         **options: L2, KL clip, learning rate of uncovered parameters, and seed, see `FisherOptimizer`.
     """
+
+    per_replica = ("lr", "damping", "momentum", "l2", "kl_clip", "lr_uncovered")
 
     def __init__(
         self,

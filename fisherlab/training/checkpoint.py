@@ -14,48 +14,49 @@ from omegaconf import DictConfig, OmegaConf
 from fisherlab.errors import UsageError
 from fisherlab.files import replace
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
 
 
-def fingerprint(cfg: DictConfig) -> str:
-    """Hash a resolved configuration; what changes no number (`debug`, `resume`, `results`) does not count.
+def fingerprint(*cfgs: DictConfig) -> str:
+    """Hash resolved configurations; what changes no number (`debug`, `resume`, `results`) does not count.
 
     Args:
-        cfg: The configuration.
+        cfgs: One, or those of a group in order.
 
     Returns:
         8 hexadecimal digits.
     """
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    for key in ("debug", "resume", "results"):
-        plain.pop(key, None)
-    return hashlib.blake2b(
-        OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True).encode(), digest_size=4
-    ).hexdigest()
+    text = ""
+    for cfg in cfgs:
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+        for key in ("debug", "resume", "results"):
+            plain.pop(key, None)
+        text += OmegaConf.to_yaml(OmegaConf.create(plain), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def save(folder: Path, cfg: DictConfig, state: dict[str, Any], name: str = NAME) -> None:
+def save(folder: Path, config: str, state: dict[str, Any], name: str = NAME) -> None:
     """Write a checkpoint.
 
     Args:
         folder: The run directory.
-        cfg: The run's configuration.
+        config: Fingerprint of the configuration.
         state: Tensors and plain values.
         name: File name.
     """
-    whole = {"format": FORMAT, "config": fingerprint(cfg), **state}
+    whole = {"format": FORMAT, "config": config, **state}
     buffer = io.BytesIO()
     torch.save(whole, buffer)  # not to the file: torch tells a full disk as an internal error
     replace(folder / name, lambda path: path.write_bytes(buffer.getbuffer()))
 
 
-def load(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
+def load(folder: Path, config: str) -> dict[str, Any] | None:
     """Read a run's checkpoint.
 
     Args:
         folder: The run directory.
-        cfg: The run's configuration.
+        config: Fingerprint of the configuration.
 
     Returns:
         The state, on the CPU; None where the run has no checkpoint yet.
@@ -75,9 +76,9 @@ def load(folder: Path, cfg: DictConfig) -> dict[str, Any] | None:
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise UsageError(f"'{path}' has checkpoint format {found!r}: this version reads format {FORMAT}")
-    if state["config"] != fingerprint(cfg):
+    if state["config"] != config:
         raise UsageError(
-            f"'{path}' belongs to configuration {state['config']}, but config.yaml beside it is {fingerprint(cfg)}: "
+            f"'{path}' belongs to configuration {state['config']}, but config.yaml beside it is {config}: "
             "restore the config.yaml that the run began with"
         )
     return state

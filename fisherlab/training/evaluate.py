@@ -10,60 +10,63 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fisherlab.training.setup import Experiment
 
-CHUNK = 10_000  # examples per forward pass; fixed, so that sums are the same however a run is cut
+CHUNK = 2500  # examples per forward pass; fixed, so that sums are the same however a run is cut
 
 
-def l2_term(experiment: Experiment) -> float:
-    """The L2 part of the objective, 0.5 * l2 * ||W||^2.
+def l2_terms(experiment: Experiment) -> list[float]:
+    """The L2 part of the objective of every replica, 0.5 * l2 * ||W||^2.
 
     Args:
-        experiment: The run.
+        experiment: The runs.
 
     Returns:
-        0 where there is no L2.
+        One number per replica, row-major; 0 where there is no L2.
     """
-    cfg = experiment.cfg
-    if not cfg.l2:
-        return 0.0
     lead = len(experiment.replicas)
-    squares = [
-        p.detach().double().square().sum() for p in experiment.model.parameters() if cfg.l2_biases or p.ndim > lead + 1
-    ]
-    return 0.5 * cfg.l2 * float(torch.stack(squares).sum()) if squares else 0.0
+    l2_biases = experiment.cfg.l2_biases
+    strengths = [cfg.l2 for cfg in experiment.cfgs]
+    if not any(strengths):
+        return [0.0] * len(strengths)
+    weights = [p.detach() for p in experiment.model.parameters() if l2_biases or p.ndim > lead + 1]
+    squares = sum(w.double().square().flatten(lead).sum(-1).flatten().cpu() for w in weights)
+    return [0.5 * l2 * float(square) for l2, square in zip(strengths, torch.as_tensor(squares), strict=True)]
 
 
 @torch.no_grad()
-def evaluate(experiment: Experiment) -> dict[str, float]:
+def evaluate(experiment: Experiment) -> list[dict[str, float]]:
     """Mean nll and error of every split, in float64 sums; synchronises.
 
     `error` is the fraction misclassified; where the target is the input, the squared reconstruction error summed over
     pixels; for regression the squared residual.
 
     Args:
-        experiment: The run.
+        experiment: The runs.
 
     Returns:
-        `train_loss`, `train_error`, and the same for the other splits; `objective` where there is L2.
+        For each replica, row-major: `train_loss`, `train_error`, and the same for the other splits; `objective` where
+        there is L2.
     """
     training = experiment.model.training
     experiment.model.eval()
-    sums: dict[str, Tensor] = {}
+    found: list[dict[str, float]] = [{} for _ in experiment.cfgs]
     for name, split in experiment.dataset.splits.items():
-        targets = experiment.targets(split)
-        parts = [_sums(experiment, x, y) for x, y in zip(split.x.split(CHUNK), targets.split(CHUNK), strict=True)]
-        sums[name] = torch.stack(parts).sum(0) / len(split)
+        total = torch.zeros((), dtype=torch.float64, device=experiment.device)
+        for start in range(0, len(split), CHUNK):  # one after another: a sum over chunks at once would round otherwise
+            total = total + _sums(experiment, name, slice(start, start + CHUNK))
+        means = (total / len(split)).reshape(2, -1).tolist()
+        for row, loss, error in zip(found, *means, strict=True):
+            row[f"{name}_loss"], row[f"{name}_error"] = loss, error
     experiment.model.train(training)
-    found: dict[str, float] = {}
-    for name, value in sums.items():
-        found[f"{name}_loss"], found[f"{name}_error"] = value.tolist()
-    if experiment.cfg.l2:
-        found["objective"] = found["train_loss"] + l2_term(experiment)
+    for row, cfg, term in zip(found, experiment.cfgs, l2_terms(experiment), strict=True):
+        if cfg.l2:
+            row["objective"] = row["train_loss"] + term
     return found
 
 
-def _sums(experiment: Experiment, x: Tensor, y: Tensor) -> Tensor:
+def _sums(experiment: Experiment, name: str, rows: slice) -> Tensor:
+    """Summed nll and error of some rows of a split, [2, *replicas]."""
     likelihood = experiment.likelihood
-    y = experiment.beside(y)
-    f = experiment.model(experiment.beside(x))
+    x, y = experiment.rows(name, rows)
+    f = experiment.model(x)
     error = (likelihood.mean(f) - y).square().sum(-1) if experiment.reconstructs else likelihood.error(f, y)
-    return torch.stack([likelihood.nll(f, y).double().sum(), error.double().sum()])
+    return torch.stack([likelihood.nll(f, y).double().sum(-1), error.double().sum(-1)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,89 @@ HISTOGRAM = ["step", "layer", "bin_left", "bin_right", "count"]
 EXPONENTS = (-24.0, 8.0, 64)
 
 
+Hyper = float | Tensor | None
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """Rows of `steps.csv`, by column.
+
+    Attributes:
+        names: Of the columns.
+        columns: Values, equally long; None for an empty column.
+    """
+
+    names: list[str]
+    columns: list[list[Any] | None]
+
+    def first(self, n: int) -> StepColumns:
+        """Keep the first rows.
+
+        Args:
+            n: How many.
+
+        Returns:
+            The rows.
+        """
+        return StepColumns(self.names, [None if c is None else c[:n] for c in self.columns])
+
+
+class StepLog:
+    """Rows of steps that wait on the device, all replicas in one tensor, so that recording never synchronises.
+
+    Args:
+        replicas: The replica axes.
+    """
+
+    def __init__(self, replicas: Sequence[int]) -> None:
+        self.replicas = torch.Size(replicas)
+        self._waiting: list[tuple[int, Tensor, dict[str, Tensor], Hyper, Hyper]] = []
+
+    def add(self, step: int, loss: Tensor, report: dict[str, Tensor], lr: Hyper, damping: Hyper) -> None:
+        """Keep one step's row.
+
+        Args:
+            step: Counted from 1.
+            loss: Mean nll of the batch before the step, [*replicas].
+            report: What the optimizer reports, [*replicas] each.
+            lr: Learning rate used, or None where the optimizer does not tell.
+            damping: lambda used, or None.
+        """
+        self._waiting.append((step, loss, dict(report), lr, damping))
+
+    def take(self) -> list[StepColumns]:
+        """Bring the rows to the host; synchronises.
+
+        Returns:
+            One per replica, row-major; none where nothing waits.
+        """
+        if not self._waiting:
+            return []
+        waiting, self._waiting = self._waiting, []
+        reported = list(waiting[0][2])
+        names = STEPS + [n for n in reported if n not in STEPS]
+        values = {"loss": self._numbers([w[1] for w in waiting])}
+        values |= {n: self._numbers([w[2].get(n, torch.full_like(w[1], torch.nan)) for w in waiting]) for n in reported}
+        values |= {"lr": self._hypers([w[3] for w in waiting]), "damping": self._hypers([w[4] for w in waiting])}
+        steps = [w[0] for w in waiting]
+        lanes = range(self.replicas.numel())
+        return [StepColumns(names, [steps, *(values[n][i] if n in values else None for n in names[1:])]) for i in lanes]
+
+    def _numbers(self, values: list[Tensor]) -> list[Any]:
+        """One list per replica."""
+        rows = torch.stack([v.expand(self.replicas) for v in values], -1)
+        return rows.reshape(self.replicas.numel(), -1).tolist()
+
+    def _hypers(self, values: list[Hyper]) -> list[Any]:
+        if any(v is None for v in values):
+            return [None] * self.replicas.numel()
+        if not any(isinstance(v, Tensor) for v in values):
+            return [values] * self.replicas.numel()
+        return self._numbers([torch.as_tensor(v, dtype=torch.float64) for v in values])
+
+
 class Recorder:
-    """The tables of one run. Step rows wait on the device until `flush`, so that recording never synchronises.
+    """The tables and the status of one run.
 
     Args:
         folder: The run directory.
@@ -37,75 +119,20 @@ class Recorder:
         self.histogram = Table(folder / "gradient_histogram.csv", HISTOGRAM, digits)
         self.best: dict[str, dict[str, float]] = {}
         self.last: dict[str, Value] = {}
-        self._waiting: list[tuple[int, Tensor, dict[str, Tensor], float | None, float | None]] = []
 
     @property
     def tables(self) -> list[Table]:
         """Every table."""
         return [self.metrics, self.steps, self.histogram]
 
-    def step(self, step: int, loss: Tensor, report: dict[str, Tensor], lr: float | None, damping: float | None) -> None:
-        """Keep one step's row for the next flush.
+    def steps_taken(self, rows: StepColumns) -> None:
+        """Write rows of `steps.csv`.
 
         Args:
-            step: Counted from 1.
-            loss: Mean nll of the batch before the step, one element.
-            report: What the optimizer reports, one element each.
-            lr: Learning rate used, or None where the optimizer does not tell.
-            damping: lambda used, or None.
+            rows: In order.
         """
-        self._waiting.append((step, loss, dict(report), lr, damping))
-
-    def flush(self, limit: float, stop: int | None = None) -> tuple[int, float] | None:
-        """Write the waiting rows, up to the first that diverged; synchronises.
-
-        Args:
-            limit: The loss above which a run counts as diverged.
-            stop: Last step that may be written.
-
-        Returns:
-            Step and loss of the divergence, or None.
-        """
-        rows, diverged = self._rows(), None
-        self._waiting.clear()
-        kept: list[Sequence[Value]] = []
-        for row in rows:
-            if stop is not None and row[0] > stop:
-                break
-            kept.append(row)
-            if not math.isfinite(row[1]) or row[1] > limit:
-                diverged = (row[0], row[1])
-                break
-        self.steps.append(kept)
-        return diverged
-
-    def _rows(self) -> list[list[Any]]:
-        if not self._waiting:
-            return []
-        names = [n for n in self._waiting[0][2] if n not in STEPS]
-        self.steps.columns = STEPS + names
-        columns = {n: self._host([w[2].get(n) for w in self._waiting]) for n in ("grad_norm", "update_norm", *names)}
-        losses = self._host([w[1] for w in self._waiting])
-        return [
-            [
-                w[0],
-                losses[i],
-                columns["grad_norm"][i],
-                columns["update_norm"][i],
-                w[3],
-                w[4],
-                *(columns[n][i] for n in names),
-            ]
-            for i, w in enumerate(self._waiting)
-        ]
-
-    @staticmethod
-    def _host(values: list[Tensor | None]) -> list[Any]:
-        """Bring one number per step to the host in a single transfer."""
-        present = [v for v in values if v is not None]
-        if len(present) < len(values):
-            return [None if v is None else float(v) for v in values]
-        return torch.stack(present).flatten().tolist()
+        self.steps.columns = rows.names
+        self.steps.append_columns(rows.columns)
 
     def metric(self, row: dict[str, Value]) -> None:
         """Write one evaluation, and remember the best of each quantity.

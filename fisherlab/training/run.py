@@ -20,10 +20,11 @@ from omegaconf import DictConfig, OmegaConf
 from fisherlab.errors import UsageError
 from fisherlab.files import check_writable, make_folder
 from fisherlab.training import checkpoint
+from fisherlab.training.ending import ENDED, close, plot, write_status
 from fisherlab.training.environment import commit, environment
 from fisherlab.training.recorder import Recorder
 from fisherlab.training.setup import Experiment, prepare, resolve
-from fisherlab.training.trainer import Stop, Trainer
+from fisherlab.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def resume(directory: Path, *, debug: bool = False) -> RunResult:
     try:
         cfg: Any = OmegaConf.load(path)
         environment_then = json.loads((folder / "environment.json").read_text())
-        status = _status(folder)
+        status = status_of(folder)
         from fisherlab.config import validate
 
         validate(cfg)
@@ -94,9 +95,9 @@ def resume(directory: Path, *, debug: bool = False) -> RunResult:
         raise UsageError(f"'{path}' does not fit this version: {error}") from error
     except Exception as error:
         raise UsageError(f"resume={folder} is no readable run: {' '.join(str(error).split())}") from error
-    if status.get("status") in ("finished", "diverged"):
+    if status.get("status") in ENDED:
         if not (folder / "curves.png").exists():
-            _plot(folder)
+            plot(folder)
         print(f"already {status['status']}: nothing to resume")
         print(folder)
         return RunResult(status["status"], folder, status.get("final", {}))
@@ -105,11 +106,19 @@ def resume(directory: Path, *, debug: bool = False) -> RunResult:
             f"fisherlab: warning: the run began at commit {environment_then.get('commit')}, this is {commit()}",
             file=sys.stderr,
         )
-    saved = checkpoint.load(folder, cfg)
+    saved = checkpoint.load(folder, checkpoint.fingerprint(cfg))
     return _go(prepare(cfg), folder, saved, time.perf_counter() - began)
 
 
-def _status(folder: Path) -> dict[str, Any]:
+def status_of(folder: Path) -> dict[str, Any]:
+    """Read `status.json`.
+
+    Args:
+        folder: The run directory.
+
+    Returns:
+        What it holds; nothing where it does not exist yet.
+    """
     path = folder / "status.json"
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
@@ -131,82 +140,79 @@ def _make_default(cfg: DictConfig, files: dict[str, str]) -> Path:
 
 def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setup: float) -> RunResult:
     """Train from a checkpoint, or from the start, to the end; leave status, checkpoint and plots."""
-    cfg = experiment.cfg
-    with _locked(folder):
-        recorder = Recorder(folder, 9 if cfg.dtype == "float32" else 17)
-        trainer = Trainer(experiment, recorder, show_bar=sys.stderr.isatty())
-        about: dict[str, Any] = getattr(experiment.optimizer, "describe", dict)()
-        if saved is None:
-            for table in recorder.tables:
-                table.cut(0)
-        else:
-            trainer.load(saved)
-        _announce(experiment, about, trainer.step)
-        recorder.status("running", step=trainer.step, optimizer=about)
-        status, message, trace = _train(trainer)
-        times = {"setup": round(setup, 3)} | {k: round(v, 3) for k, v in trainer.clock.seconds.items()}
-        end = {"step": trainer.step, "seconds": times, "optimizer": about}
-        if message:
-            end["error" if status == "failed" else "message"] = message
-        if trace:
-            end["traceback"] = trace
+    with locked(folder):
+        unwritten: list[str] = []
+        trainer = Trainer(
+            experiment,
+            [recorder(experiment.cfg, folder)],
+            folder,
+            on_end=lambda trainer, lane: unwritten.append(close(trainer, lane, setup)),
+            show_bar=sys.stderr.isatty(),
+        )
+        begin(trainer, saved, setup)
+        announce(experiment, trainer.step)
+        lane = trainer.lanes[0]
         try:
-            # The status first: whatever a kill cuts off after it is not needed for a resume.
-            recorder.status("running" if status == "interrupted" else status, **end)
-            if status != "interrupted":
-                _keep(trainer, status)
-                _plot(folder)
-        except OSError as error:
-            # A full disk: what the run has left so far can be resumed when there is room.
-            status, message = "failed", "; ".join(filter(None, [message, f"its end was not written: {error.strerror}"]))
-    _report(status, message, trainer, times, folder)
-    return RunResult(status, folder, dict(recorder.last))
+            trainer.run()
+        except Exception as error:
+            if experiment.cfg.debug:
+                raise
+            reason = str(error).splitlines()[0] if str(error) else ""
+            lane.end("failed", trainer.step, f"{type(error).__name__}: {reason}")
+            unwritten.append(close(trainer, lane, setup, traceback.format_exc()))
+        if trainer.interrupted:
+            lane.message = f"interrupted at step {trainer.step}"
+            unwritten.append(close(trainer, lane, setup))
+    status = "failed" if any(unwritten) else "interrupted" if trainer.interrupted else lane.status
+    _report(status, "; ".join(filter(None, [lane.message, *unwritten])), trainer)
+    return RunResult(status, folder, dict(lane.recorder.last))
 
 
-def _train(trainer: Trainer) -> tuple[str, str, str]:
-    """Run the loop; every way it can end becomes a status."""
-    try:
-        trainer.run()
-    except Stop as stop:
-        return stop.status, str(stop), ""
-    except Exception as error:
-        if trainer.experiment.cfg.debug:
-            raise
-        reason = str(error).splitlines()[0] if str(error) else ""
-        return "failed", f"{type(error).__name__}: {reason}", traceback.format_exc()
-    return "finished", "", ""
+def recorder(cfg: DictConfig, folder: Path) -> Recorder:
+    """Make a run's tables, with as many digits as its floats have.
+
+    Args:
+        cfg: The run's configuration.
+        folder: The run directory.
+
+    Returns:
+        The tables.
+    """
+    return Recorder(folder, 9 if cfg.dtype == "float32" else 17)
 
 
-def _keep(trainer: Trainer, status: str) -> None:
-    """A finished run keeps its weights only, unless asked; a failed one its last checkpoint, to be resumed from."""
-    cfg, folder = trainer.experiment.cfg, trainer.recorder.folder
-    if status == "failed":
-        return
-    if status == "diverged":  # its weights are from whenever the divergence was noticed
-        (folder / checkpoint.NAME).unlink(missing_ok=True)
-    elif cfg.keep == "all":
-        trainer.save()
+def begin(trainer: Trainer, saved: dict[str, Any] | None, setup: float) -> None:
+    """Bring runs to where they stand, and say in their directories that they are running.
+
+    Args:
+        trainer: What is going to train them.
+        saved: Their checkpoint, if there is one.
+        setup: Seconds before the training.
+    """
+    if saved is not None:
+        trainer.load(saved)
     else:
-        weights = {"model": trainer.experiment.model.state_dict(), "step": trainer.step}
-        checkpoint.save(folder, cfg, weights)
+        for table in (table for lane in trainer.live for table in lane.recorder.tables):
+            table.cut(0)
+        trainer.freeze_ended()
+    for lane in trainer.live:
+        write_status(trainer, lane, setup)
 
 
-def _plot(folder: Path) -> None:
-    """Draw the run's figures; a figure that cannot be drawn never costs a run."""
-    from fisherlab.plots.run import draw_run
+def announce(experiment: Experiment, step: int) -> None:
+    """Say what is trained, by which Fisher, and from where.
 
-    try:
-        draw_run(folder)
-    except Exception as error:
-        print(f"fisherlab: warning: no figures for {folder}: {error}", file=sys.stderr)
-
-
-def _announce(experiment: Experiment, about: dict[str, Any], step: int) -> None:
+    Args:
+        experiment: The run, or several.
+        step: Where it goes on.
+    """
     cfg, data = experiment.cfg, experiment.dataset
+    about: dict[str, Any] = getattr(experiment.optimizer, "describe", dict)()
     sizes = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    count = sum(p.numel() for p in experiment.model.parameters())
+    count = sum(p.numel() for p in experiment.model.parameters()) // len(experiment.cfgs)
     model, optimizer = _short(cfg.model), _short(cfg.optimizer)
-    print(f"{data.name} ({sizes}) x {model} ({count} parameters) x {optimizer}, {experiment.steps} steps")
+    many = f"{len(experiment.cfgs)} runs of " if len(experiment.cfgs) > 1 else ""
+    print(f"{many}{data.name} ({sizes}) x {model} ({count} parameters) x {optimizer}, {experiment.steps} steps")
     if "kind" in about:
         plain = ", ".join(about["plain_gradient"]) or "none"
         print(
@@ -222,22 +228,33 @@ def _short(node: DictConfig) -> str:
     return str(node["_target_"]).rpartition(".")[2].lower()
 
 
-def _report(status: str, message: str, trainer: Trainer, times: dict[str, float], folder: Path) -> None:
-    last = trainer.recorder.last
+def _report(status: str, message: str, trainer: Trainer) -> None:
+    lane = trainer.lanes[0]
     shown = ", ".join(
-        f"{k.replace('_', ' ')} {v:.4g}" for k, v in last.items() if isinstance(v, float) and k != "epoch"
+        f"{k.replace('_', ' ')} {v:.4g}" for k, v in lane.recorder.last.items() if isinstance(v, float) and k != "epoch"
     )
-    print(f"{status}: {trainer.step} steps in {times['training']:.1f} s; {shown}")
+    step = trainer.step if lane.live else lane.step
+    print(f"{status}: {step} steps in {trainer.clock.seconds['training']:.1f} s; {shown}")
     if message:
         print(f"fisherlab: {message}", file=sys.stderr)
     if status == "interrupted":
-        print(f"go on with: fisherlab train resume={folder}")
-    print(folder)
+        print(f"go on with: fisherlab train resume={lane.recorder.folder}")
+    print(lane.recorder.folder)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run directory: two processes must not train one run."""
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run directory: two processes must not train one run.
+
+    Args:
+        folder: The run directory.
+
+    Yields:
+        None.
+
+    Raises:
+        UsageError: If another process holds it.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

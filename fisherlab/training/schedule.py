@@ -17,24 +17,24 @@ class LearningRate:
 
     Attributes:
         name: constant, linear or cosine.
-        end_fraction: Fraction reached at the last step (linear, cosine).
+        end_fraction: Fraction reached at the last step (linear, cosine); a tensor has one per replica.
         warmup_steps: Steps over which the rate rises linearly before that.
         total: Number of steps of the run.
     """
 
     name: str
-    end_fraction: float
+    end_fraction: float | Tensor
     warmup_steps: int
     total: int
 
-    def __call__(self, step: int) -> float:
+    def __call__(self, step: int) -> float | Tensor:
         """Evaluate the schedule.
 
         Args:
             step: Counted from 0.
 
         Returns:
-            A factor on the learning rate.
+            A factor on the learning rate, or one per replica.
         """
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from fisherlab.data import standardized
 from fisherlab.data.dataset import Dataset, Split
 from fisherlab.errors import UsageError
 from fisherlab.likelihood import Likelihood, make_likelihood
+from fisherlab.memory import keep_freed_memory
 from fisherlab.models import can_replicate, stack_replicas
 from fisherlab.streams import Streams, generator, key
 from fisherlab.training.schedule import Batches, BatchSize, LearningRate
@@ -28,25 +30,25 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass
 class Experiment:
-    """One run, ready to train.
+    """One run, or several side by side, ready to train.
 
     Attributes:
-        cfg: Its resolved configuration.
-        device: Where it runs.
-        dataset: The data, on the device.
+        cfgs: The resolved configuration of each run, row-major on the replica axes.
+        device: Where they run.
+        datasets: The data of each stream, on the device; one for all where no split is drawn at random.
         likelihood: Of the model's outputs.
-        model: The model, with replica axes (1, 1) where it can have them.
+        model: The model, with replica axes [S, H] where it can have them.
         optimizer: Anything with `step(x, y) -> loss`.
         batches: The order of the data.
         learning_rate: The schedule.
-        steps: How many steps the run has.
-        replicas: The replica axes: (1, 1), or none.
+        steps: How many steps the runs have.
+        replicas: The replica axes [S, H], streams and the runs of a stream; or none.
         reconstructs: Whether the targets are the inputs.
     """
 
-    cfg: DictConfig
+    cfgs: list[DictConfig]
     device: torch.device
-    dataset: Dataset
+    datasets: list[Dataset]
     likelihood: Likelihood
     model: nn.Module
     optimizer: Any
@@ -56,6 +58,21 @@ class Experiment:
     replicas: tuple[int, ...]
     # Looked at in every step, where reading the configuration would cost more than the step's small operations.
     reconstructs: bool
+
+    @property
+    def cfg(self) -> DictConfig:
+        """What all runs agree in."""
+        return self.cfgs[0]
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data; with a split of its own for each stream, the first stream's."""
+        return self.datasets[0]
+
+    @property
+    def places(self) -> list[tuple[int, ...]]:
+        """The index of each run on the replica axes."""
+        return list(itertools.product(*map(range, self.replicas)))
 
     def targets(self, split: Split) -> Tensor:
         """What the model predicts of a split: its labels, or its inputs.
@@ -72,25 +89,54 @@ class Experiment:
         """Gather the next mini-batch.
 
         Returns:
-            x [*replicas, B, in] and the targets alike.
+            x [S, 1, B, in] and the targets alike, [1, 1, B, in] where all streams see the same; without replica axes
+            [B, in].
         """
-        train, index = self.dataset.splits["train"], self.batches.next()
+        index = self.batches.next()
         if index is None:
-            return self.beside(train.x), self.beside(self.targets(train))
-        rows = index.flatten()
-        x = self.beside(train.x.index_select(0, rows))
-        return x, x if self.reconstructs else self.beside(train.y.index_select(0, rows))
+            return self.rows("train", slice(None))
+        if len(self.datasets) == 1:
+            train, shape = self.dataset.splits["train"], self.beside(index)
+            x = train.x.index_select(0, index.flatten()).view(*shape, -1)
+            if self.reconstructs:
+                return x, x
+            y = train.y.index_select(0, index.flatten())
+            return x, y.view(*shape, *y.shape[1:])
+        return self._stacked("train", list(index))
 
-    def beside(self, rows: Tensor) -> Tensor:
-        """Give rows of the data the replica axes, without copying.
+    def rows(self, name: str, rows: slice) -> tuple[Tensor, Tensor]:
+        """Take rows of a split in their own order.
 
         Args:
-            rows: [B, ...].
+            name: The split.
+            rows: Which.
 
         Returns:
-            [*replicas, B, ...].
+            As `next_batch`.
         """
-        return rows.view(*self.replicas, *rows.shape)
+        if len(self.datasets) > 1:
+            return self._stacked(name, [rows] * len(self.datasets))
+        split, lead = self.dataset.splits[name], (1,) * len(self.replicas)
+        x, y = split.x[rows], self.targets(split)[rows]
+        return x.view(*lead, *x.shape), y.view(*lead, *y.shape)
+
+    def _stacked(self, name: str, rows: Sequence[slice | Tensor]) -> tuple[Tensor, Tensor]:
+        """The rows of each stream's own split, behind the stream axis."""
+        splits = [dataset.splits[name] for dataset in self.datasets]
+        x = torch.stack([split.x[r] for split, r in zip(splits, rows, strict=True)]).unsqueeze(1)
+        y = torch.stack([self.targets(split)[r] for split, r in zip(splits, rows, strict=True)]).unsqueeze(1)
+        return x, y
+
+    def beside(self, index: Tensor) -> tuple[int, ...]:
+        """Shape of a batch of rows beside the replica axes.
+
+        Args:
+            index: Rows [S, B], or [B] without replica axes.
+
+        Returns:
+            (S, 1, B), or (B,).
+        """
+        return (len(index), 1, index.shape[-1]) if self.replicas else tuple(index.shape)
 
 
 def build(node: DictConfig, what: str, **given: Any) -> Any:
@@ -148,11 +194,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve(cfg: DictConfig) -> DictConfig:
+def resolve(cfg: DictConfig, workers: int = 1) -> DictConfig:
     """Settle what a configuration leaves open (device, threads), so that a resume is the same run.
 
     Args:
         cfg: The composed configuration.
+        workers: How many processes share the cores.
 
     Returns:
         A resolved copy without Hydra's own node.
@@ -160,15 +207,17 @@ def resolve(cfg: DictConfig) -> DictConfig:
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     plain.pop("hydra", None)
     plain["device"] = str(choose_device(plain["device"]))
-    plain["threads"] = plain["threads"] or len(os.sched_getaffinity(0))
+    plain["threads"] = plain["threads"] or max(1, len(os.sched_getaffinity(0)) // workers)
     return OmegaConf.create(plain)
 
 
-def prepare(cfg: DictConfig) -> Experiment:
-    """Build the data, the model and the optimizer of a run, and try them on each other.
+def prepare(cfgs: DictConfig | Sequence[DictConfig], shape: tuple[int, int] = (1, 1)) -> Experiment:
+    """Build the data, the models and the optimizer of a run, or of several side by side, and try them on each other.
 
     Args:
-        cfg: A configuration that `resolve` returned.
+        cfgs: A configuration that `resolve` returned, or one per replica, row-major on the replica axes; those of a row
+            share seed and data seed, and all of them agree in what is no number of the optimizer.
+        shape: The replica axes [streams, runs per stream].
 
     Returns:
         The experiment.
@@ -176,27 +225,63 @@ def prepare(cfg: DictConfig) -> Experiment:
     Raises:
         UsageError: If the parts do not fit.
     """
+    cfgs = [cfgs] if isinstance(cfgs, DictConfig) else list(cfgs)
+    cfg = cfgs[0]
+    keep_freed_memory()
     torch.set_num_threads(cfg.threads)
-    device, dtype = torch.device(cfg.device), DTYPES[cfg.dtype]
-    data_seed = cfg.seed if cfg.data_seed is None else cfg.data_seed
-    dataset = _dataset(cfg, data_seed).to(device, dtype)
-    likelihood = make_likelihood(dataset.likelihood if cfg.likelihood == "auto" else cfg.likelihood)
-    model = _model(cfg, dataset).to(device, dtype)
-    replicated = can_replicate(model)
-    model = stack_replicas([model], (1, 1)) if replicated else model
-    examples = len(dataset.splits["train"])
+    device = torch.device(cfg.device)
+    streams = cfgs[:: shape[1]]
+    datasets = _datasets(cfg, [_data_seed(one) for one in streams])
+    likelihood = make_likelihood(datasets[0].likelihood if cfg.likelihood == "auto" else cfg.likelihood)
+    fresh = {seed: _model(cfg, datasets[0], seed).to(device, DTYPES[cfg.dtype]) for seed in set(map(_init_seed, cfgs))}
+    models = [fresh[_init_seed(one)] for one in cfgs]
+    replicas = shape if can_replicate(models[0]) else ()
+    if not replicas and len(cfgs) > 1:
+        raise UsageError(f"model '{cfg.model._target_}' has no replica axes: expected its runs one at a time")
+    model = stack_replicas(models, shape) if replicas else models[0]
+    examples = len(datasets[0].splits["train"])
     size = BatchSize(_batch_size(cfg, examples), examples, _until_step(cfg))
-    batches = Batches(size, Streams([data_seed] if replicated else data_seed, device))
+    seeds = [_data_seed(one) for one in streams]
+    batches = Batches(size, Streams(seeds if replicas else seeds[0], device))
     steps = cfg.steps or batches.steps(cfg.epochs)
-    seed = [cfg.seed] if replicated else cfg.seed
-    optimizer = build(cfg.optimizer, "optimizer", model=model, likelihood=likelihood, seed=seed)
+    given = {"model": model, "likelihood": likelihood, "seed": [c.seed for c in streams] if replicas else cfg.seed}
+    given |= _hypers([one.optimizer for one in cfgs], shape)
+    optimizer = build(cfg.optimizer, "optimizer", **given)
     schedule = cfg.lr_schedule
-    rate = LearningRate(schedule.name, schedule.end_fraction, schedule.warmup_steps, steps)
-    replicas = (1, 1) if replicated else ()
-    parts = (cfg, device, dataset, likelihood, model, optimizer, batches, rate, steps, replicas)
+    end = _numbers([one.lr_schedule.end_fraction for one in cfgs], shape)
+    rate = LearningRate(schedule.name, end, schedule.warmup_steps, steps)
+    parts = (cfgs, device, datasets, likelihood, model, optimizer, batches, rate, steps, replicas)
     experiment = Experiment(*parts, reconstructs=cfg.target == "input")
     _try(experiment)
     return experiment
+
+
+def _data_seed(cfg: DictConfig) -> int:
+    return int(cfg.seed if cfg.data_seed is None else cfg.data_seed)
+
+
+def _init_seed(cfg: DictConfig) -> int:
+    return int(cfg.seed if cfg.init_seed is None else cfg.init_seed)
+
+
+def _hypers(nodes: list[DictConfig], shape: tuple[int, int]) -> dict[str, Tensor]:
+    """The optimizer's arguments in which runs differ, one value per replica."""
+    differ = [name for name in nodes[0] if any(node[name] != nodes[0][name] for node in nodes)]
+    return {str(name): torch.as_tensor(_numbers([node[name] for node in nodes], shape)) for name in differ}
+
+
+def _numbers(values: list[float], shape: tuple[int, int]) -> float | Tensor:
+    """A number where all are equal, else one per replica."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    return torch.tensor(values, dtype=torch.float64).view(shape)
+
+
+def _datasets(cfg: DictConfig, seeds: Sequence[int]) -> list[Dataset]:
+    """The data of each stream; one for all where nothing in it is drawn from the seed."""
+    whole = seeds[:1] if cfg.dataset.get("splits") is None else list(dict.fromkeys(seeds))
+    found = {seed: _dataset(cfg, seed).to(torch.device(cfg.device), DTYPES[cfg.dtype]) for seed in whole}
+    return [found[seed] for seed in (seeds if len(whole) > 1 else whole)]
 
 
 def _dataset(cfg: DictConfig, seed: int) -> Dataset:
@@ -214,8 +299,7 @@ def _dataset(cfg: DictConfig, seed: int) -> Dataset:
     return standardized(dataset) if node.get("standardize") else dataset
 
 
-def _model(cfg: DictConfig, dataset: Dataset) -> nn.Module:
-    seed = cfg.seed if cfg.init_seed is None else cfg.init_seed
+def _model(cfg: DictConfig, dataset: Dataset, seed: int) -> nn.Module:
     outputs = dataset.inputs if cfg.target == "input" else dataset.outputs
     # A user's model may draw from the global generator: pin it for the time of the call. Drawn in float32 whatever the
     # dtype, so that float32 and float64 runs start alike.
@@ -250,8 +334,7 @@ def _until_step(cfg: DictConfig) -> int | None:
 
 def _try(experiment: Experiment) -> None:
     """Push one example through the model and the likelihood."""
-    train = experiment.dataset.splits["train"]
-    x, y = experiment.beside(train.x[:1]), experiment.beside(experiment.targets(train)[:1])
+    x, y = experiment.rows("train", slice(1))
     name = experiment.cfg.model._target_.rpartition(".")[2]
     training = experiment.model.training
     try:
@@ -281,7 +364,7 @@ def _check_output(experiment: Experiment, name: str, f: Any, x: Tensor, y: Tenso
             "expected likelihood=categorical"
         )
     outputs = experiment.dataset.outputs if categorical else y.shape[-1]
-    expected = (*x.shape[:-1], outputs)
+    expected = (*experiment.replicas, 1, outputs)
     if not isinstance(f, Tensor) or tuple(f.shape) != expected:
         got = tuple(f.shape)[-2:] if isinstance(f, Tensor) else type(f).__name__
         raise UsageError(

@@ -6,8 +6,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,36 +16,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fisherlab.errors import SolveError
+from fisherlab.optim.state import lane as lane_of
+from fisherlab.optim.state import mapped
 from fisherlab.training import checkpoint
 from fisherlab.training.evaluate import evaluate
-from fisherlab.training.recorder import Recorder
+from fisherlab.training.lane import Lane
+from fisherlab.training.recorder import Recorder, StepLog
 from fisherlab.training.setup import Experiment
 
 FLUSH_EVERY = 0.25  # seconds between looks at the losses; decides when rows are written, never which
 
 
-class Stop(Exception):
-    """The run ends before its last step.
-
-    Args:
-        status: diverged, failed or interrupted.
-        message: Why, in one line.
-    """
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class Clock:
-    """Wall time by phase; CUDA is synchronised where one phase ends and the next begins.
+    """Wall time by phase, divided by the runs that share it; CUDA is synchronised where one phase ends.
 
     Args:
         device: Where the work runs.
+        sharers: How many runs train side by side.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, sharers: int = 1) -> None:
         self.device = device
+        self.sharers = sharers
         self.seconds = {"training": 0.0, "evaluation": 0.0, "recording": 0.0}
         self._phase, self._since = "recording", time.perf_counter()
 
@@ -60,9 +53,18 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now, before = time.perf_counter(), self._phase
-        self.seconds[before] += now - self._since
+        self.seconds[before] += (now - self._since) / self.sharers
         self._phase, self._since = phase, now
         return before
+
+    def share(self, sharers: int) -> None:
+        """Divide by another number from now on.
+
+        Args:
+            sharers: How many runs still train.
+        """
+        self.enter(self._phase)
+        self.sharers = max(1, sharers)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -82,34 +84,53 @@ class Clock:
 
 
 class Trainer:
-    """Trains one run from where it stands to its end.
+    """Trains one run, or several side by side, from where they stand to their end.
+
+    A run that diverges or fails before the others is frozen: its weights are set to zero and stay there, so that what
+    it computes from then on is finite, and cheap to ignore. The others keep their bits.
 
     Args:
-        experiment: The run.
-        recorder: Its tables.
+        experiment: The runs.
+        recorders: Their tables, in the order of `experiment.cfgs`.
+        home: Where the checkpoint of all of them goes.
+        on_end: Called with each run as it ends.
+        on_flush: Called after rows were written, a few times a second.
         show_bar: Whether to draw a progress bar.
     """
 
-    def __init__(self, experiment: Experiment, recorder: Recorder, *, show_bar: bool) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        recorders: Sequence[Recorder],
+        home: Path,
+        *,
+        on_end: Callable[[Trainer, Lane], None] = lambda *_: None,
+        on_flush: Callable[[Trainer], None] = lambda _: None,
+        show_bar: bool = False,
+    ) -> None:
         self.experiment = experiment
-        self.recorder = recorder
-        self.clock = Clock(experiment.device)
+        cells = zip(experiment.cfgs, recorders, experiment.places, strict=True)
+        self.lanes = [Lane(cfg, recorder, at) for cfg, recorder, at in cells]
+        self.home, self.on_end, self.on_flush = home, on_end, on_flush
+        self.clock = Clock(experiment.device, len(self.lanes))
+        self.log = StepLog(experiment.replicas)
         self.step = 0
-        self.limit = math.inf
+        self.interrupted = False
         self.groups: list[dict[str, Any]] = getattr(experiment.optimizer, "param_groups", [])
         self.base_lr = [group["lr"] for group in self.groups]
         self.bar = tqdm(total=experiment.steps, unit="step", disable=not show_bar, dynamic_ncols=True)
-        self._interrupted = False
+        self.signalled = False
         self._saved_at = time.perf_counter()
         if hasattr(experiment.optimizer, "record_norms"):
             experiment.optimizer.record_norms = experiment.cfg.record_norms
 
-    def run(self) -> None:
-        """Train to the last step.
+    @property
+    def live(self) -> list[Lane]:
+        """The runs that still train."""
+        return [lane for lane in self.lanes if lane.live]
 
-        Raises:
-            Stop: If the run diverged, failed or was interrupted; everything up to there is on disk.
-        """
+    def run(self) -> None:
+        """Train until every run has ended, or the user interrupts; everything up to there is on disk."""
         with _signals(self._interrupt):
             try:
                 if not self.step:
@@ -117,26 +138,35 @@ class Trainer:
                 self.clock.enter("training")
                 self._loop()
                 self.clock.enter("recording")
+                if not self.interrupted:
+                    self._finish()
             finally:
                 self.bar.close()
 
+    def _finish(self) -> None:
+        if len(self.live) > 1:  # so that a kill among the ends of many runs costs no training
+            self.save()
+        for lane in self.live:
+            lane.end("finished", self.step)
+            self.on_end(self, lane)
+
     def _interrupt(self, *_: Any) -> None:
-        if self._interrupted:  # asked twice: at once, to be resumed from the last checkpoint
+        if self.signalled:  # asked twice: at once, to be resumed from the last checkpoint
             raise KeyboardInterrupt
-        self._interrupted = True
+        self.signalled = True
 
     def _loop(self) -> None:
         cfg, looked = self.experiment.cfg, time.perf_counter()
         every, wanted, kept = cfg.evaluate_every, set(cfg.histogram_steps), set(cfg.checkpoints)
         save_every = math.inf if cfg.checkpoint_every is None else cfg.checkpoint_every
-        while self.step < self.experiment.steps:
+        while self.step < self.experiment.steps and self.live and not self.interrupted:
             self._train_step()
             last = self.step == self.experiment.steps
             evaluates = last or (self.step % every == 0 if every else self.experiment.batches.epoch_ends)
             now = time.perf_counter()
             special = self.step in wanted or self.step in kept
             saves = now - self._saved_at >= save_every
-            if not (evaluates or special or saves or self._interrupted or now - looked >= FLUSH_EVERY):
+            if not (evaluates or special or saves or self.signalled or now - looked >= FLUSH_EVERY):
                 continue
             with self.clock.phase("recording"):
                 self._flush()
@@ -146,12 +176,10 @@ class Trainer:
                 if evaluates:
                     self._evaluate()
                 if self.step in kept:
-                    weights = {"model": self.experiment.model.state_dict(), "step": self.step}
-                    checkpoint.save(self.recorder.folder, cfg, weights, f"weights-{self.step}.pt")
-                if (saves or self._interrupted) and not last:
+                    self._keep_weights(f"weights-{self.step}.pt")
+                self.interrupted = self.signalled and not last and bool(self.live)
+                if (saves or self.interrupted) and not last:
                     self.save()
-                if self._interrupted and not last:
-                    raise Stop("interrupted", f"interrupted at step {self.step}")
 
     def _train_step(self) -> None:
         experiment = self.experiment
@@ -169,55 +197,109 @@ class Trainer:
                 loss = experiment.likelihood.nll(experiment.model(x), y).mean(-1)
         self.step += 1
         first = self.groups[0] if self.groups else {}
-        self.recorder.step(self.step, loss, report, first.get("lr"), first.get("damping"))
+        self.log.add(self.step, loss, report, first.get("lr"), first.get("damping"))
         if failure is not None:
-            self._flush(failure)
+            self._flush({(): failure})
 
-    def _flush(self, failure: SolveError | None = None) -> None:
-        """Write the waiting rows; stop where the run diverged or a solve failed."""
-        check = getattr(self.experiment.optimizer, "check", None)
-        if check is not None and failure is None:
-            try:
-                check()
-            except SolveError as error:
-                failure = error
-        stop = None if failure is None else failure.step + 1
-        diverged = self.recorder.flush(self.limit, stop)
+    def _flush(self, failures: Mapping[tuple[int, ...], SolveError] | None = None) -> None:
+        """Write the waiting rows; end the runs that diverged, or whose solve failed."""
+        if failures is None:
+            failures = getattr(self.experiment.optimizer, "failures", dict)()
+        for lane, rows in zip(self.lanes, self.log.take(), strict=False):
+            if lane.live:
+                failure = failures.get(lane.at)
+                lane.record(rows, None if failure is None else (failure.step + 1, str(failure)))
+                self._see_off(lane)
         self.bar.update(self.step - self.bar.n)
-        if diverged is not None:
-            self.step, loss = diverged
-            self._stop_if_diverged(loss)
-        if failure is not None:
-            self.step = failure.step + 1
-            raise Stop("failed", str(failure)) from failure
+        self.on_flush(self)
+
+    def _see_off(self, lane: Lane) -> None:
+        """Where a run has ended before the others: say so, and freeze it."""
+        if lane.live:
+            return
+        self.on_end(self, lane)
+        self.freeze(lane)
+
+    def freeze(self, lane: Lane) -> None:
+        """Set a run's weights and all that is remembered of it to zero, and its learning rate too.
+
+        Args:
+            lane: One that has ended.
+        """
+        self.clock.share(len(self.live))
+        if len(self.lanes) == 1:
+            return
+        with torch.no_grad():
+            for p in self.experiment.model.parameters():
+                p[lane.at] = 0
+        self.experiment.optimizer.forget(lane.at)
+        shape = self.experiment.replicas
+        self.base_lr = [torch.as_tensor(lr, dtype=torch.float64).expand(shape).clone() for lr in self.base_lr]
+        for lr in self.base_lr:
+            lr[lane.at] = 0
+
+    def freeze_ended(self) -> None:
+        """Freeze the runs that had ended before."""
+        for lane in self.lanes:
+            if not lane.live:
+                self.freeze(lane)
 
     def _evaluate(self) -> None:
         with self.clock.phase("evaluation"):
             found = evaluate(self.experiment)
         batches, examples = self.experiment.batches, len(self.experiment.dataset.splits["train"])
         row: dict[str, Any] = {"step": self.step, "epoch": batches.examples / examples, "examples": batches.examples}
-        self.recorder.metric({**row, "seconds": round(self.clock.seconds["training"], 4), **found})
-        shown: dict[str, object] = {k: f"{found[k]:.4g}" for k in ("train_loss", "test_error") if k in found}
+        row["seconds"] = round(self.clock.seconds["training"], 4)
+        for lane, values in zip(self.lanes, found, strict=True):
+            if not lane.live:
+                continue
+            lane.recorder.metric({**row, **values})
+            loss = values["train_loss"]
+            if not self.step and loss > 0:
+                lane.limit = lane.cfg.divergence_factor * loss
+            if lane.beyond(loss):
+                lane.diverge(self.step, loss)
+                self._see_off(lane)
+        shown: dict[str, object] = {k: f"{found[0][k]:.4g}" for k in ("train_loss", "test_error") if k in found[0]}
         self.bar.set_postfix(shown, refresh=False)
-        if not self.step and found["train_loss"] > 0:
-            self.limit = self.experiment.cfg.divergence_factor * found["train_loss"]
-        self._stop_if_diverged(found["train_loss"])
-
-    def _stop_if_diverged(self, loss: float) -> None:
-        if not math.isfinite(loss) or loss > self.limit:
-            reason = f"loss {loss:.4g}, above {self.limit:.4g} or not finite"
-            raise Stop("diverged", f"diverged at step {self.step}: {reason}")
 
     def _histogram(self) -> None:
-        self.recorder.gradients(self.step, gradients_by_layer(self.experiment.optimizer, len(self.experiment.replicas)))
+        layers = gradients_by_layer(self.experiment.optimizer, len(self.experiment.replicas))
+        for lane in self.live:
+            lane.recorder.gradients(self.step, {name: entries[lane.at] for name, entries in layers.items()})
+
+    def weights(self, lane: Lane) -> dict[str, Any]:
+        """One run's weights, shaped as those of a run alone.
+
+        Args:
+            lane: The run.
+
+        Returns:
+            What its `checkpoint.pt` holds in the end.
+        """
+        return self._own({"model": self.experiment.model.state_dict(), "step": self.step}, lane)
+
+    def _own(self, state: dict[str, Any], lane: Lane) -> dict[str, Any]:
+        """Cut one run's part out of a state."""
+        own: dict[str, Any] = mapped(state, lambda t: lane_of(t, lane.at, self.experiment.replicas).clone())
+        return own
+
+    def _keep_weights(self, name: str) -> None:
+        for lane in self.live:
+            checkpoint.save(lane.recorder.folder, checkpoint.fingerprint(lane.cfg), self.weights(lane), name)
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
-        checkpoint.save(self.recorder.folder, self.experiment.cfg, self.state())
+        """Write a checkpoint of this moment, of all runs."""
+        checkpoint.save(self.home, self.fingerprint, self.state())
         self._saved_at = time.perf_counter()
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all configurations."""
+        return checkpoint.fingerprint(*self.experiment.cfgs)
+
     def state(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on.
+        """Everything that the rest of the runs depends on.
 
         Returns:
             Tensors and plain values.
@@ -225,29 +307,41 @@ class Trainer:
         cuda = self.experiment.device.type == "cuda"
         return {
             "step": self.step,
-            "limit": self.limit,
             "seconds": dict(self.clock.seconds),
+            "lanes": [lane.state() for lane in self.lanes],
             "model": self.experiment.model.state_dict(),
             "optimizer": self.experiment.optimizer.state_dict(),
             "batches": self.experiment.batches.state(),
-            "recorder": self.recorder.state(),
             # Ours draw from counter-based streams; a user's model may draw from the global generators.
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.experiment.device) if cuda else None,
         }
 
+    def own_state(self, lane: Lane) -> dict[str, Any]:
+        """The state of one run, as if it had trained alone.
+
+        Args:
+            lane: The run.
+
+        Returns:
+            As `state`.
+        """
+        return self._own(self.state() | {"lanes": [lane.state()]}, lane)
+
     def load(self, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint.
+        """Go back to a checkpoint; runs that have ended since stay ended.
 
         Args:
             state: As `state` returned it.
         """
-        self.step, self.limit = state["step"], state["limit"]
+        self.step = state["step"]
         self.clock.seconds.update(state["seconds"])
         self.experiment.model.load_state_dict(state["model"])
         self.experiment.optimizer.load_state_dict(state["optimizer"])
         self.experiment.batches.load(state["batches"])
-        self.recorder.load(state["recorder"])
+        for lane, saved in zip(self.lanes, state["lanes"], strict=True):
+            lane.load(saved)
+        self.freeze_ended()
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None:
             torch.cuda.set_rng_state(state["random_cuda"], self.experiment.device)

@@ -154,7 +154,7 @@ def _other_format(folder: Path) -> None:
         (_other_config, "belongs to configuration"),
         (_invalid_config, "does not fit this version: batch_size=-4"),
         (_torn_checkpoint, "is damaged"),
-        (_other_format, "has checkpoint format 99: this version reads format 1"),
+        (_other_format, "has checkpoint format 99: this version reads format 2"),
     ],
 )
 def test_resume_refuses_what_does_not_fit(interrupted, spoil, says):
@@ -194,12 +194,12 @@ def test_the_fingerprint_counts_only_what_changes_numbers():
     assert checkpoint.fingerprint(cfg) != checkpoint.fingerprint(config("optimizer=kfac", "seed=1"))
 
 
-@pytest.mark.parametrize("place", ["_keep", "_plot"])
+@pytest.mark.parametrize("place", ["keep", "plot"])
 def test_a_run_killed_while_it_ends_is_finished(tmp_path, monkeypatch, place):
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"fisherlab.training.run.{place}", die)
+    monkeypatch.setattr(f"fisherlab.training.ending.{place}", die)
     with pytest.raises(KeyboardInterrupt):
         _train(["optimizer=kfac"], tmp_path / "run")
     monkeypatch.undo()

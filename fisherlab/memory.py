@@ -1,0 +1,33 @@
+"""Keep freed memory in the process, where the next step needs it again.
+
+glibc maps a big block by itself and gives it back to the system when it is freed, so the temporaries of every step are
+handed out page by page, and zeroed, once more: 128 K-FAC replicas of the deep linear net took 3.66 ms per replica and
+step, and 2.40 with big blocks kept (8 replicas 2.7 and 3.0; two threads, one run each).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# Parameters of mallopt, by the name of the environment variable that sets the same: never map a block by itself, never
+# give the end of the heap back.
+_KEEP = {"MALLOC_MMAP_MAX_": (-4, 0), "MALLOC_TRIM_THRESHOLD_": (-1, -1)}
+
+
+def keep_freed_memory() -> bool:
+    """Ask the C library to keep what is freed; the process then holds on to the most that it ever needed.
+
+    What the user has set by environment variables stays. Call it early: it concerns later allocations only.
+
+    Returns:
+        Whether the library took it; False but on Linux with glibc, where nothing happens.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    wanted = [setting for name, setting in _KEEP.items() if name not in os.environ]
+    return sum(mallopt(*setting) for setting in wanted) == len(wanted)

@@ -1,0 +1,76 @@
+"""What an optimizer remembers, as nested dicts and lists of tensors: copied, and taken apart by replica."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def mapped(state: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor of a state.
+
+    Args:
+        state: Nested dicts, lists and tuples of tensors and plain values.
+        f: The function.
+
+    Returns:
+        The same nest with what `f` returned; plain values as they are.
+    """
+    if isinstance(state, Tensor):
+        return f(state)
+    if isinstance(state, dict):
+        return {k: mapped(v, f) for k, v in state.items()}
+    return type(state)(mapped(v, f) for v in state) if isinstance(state, (list, tuple)) else state
+
+
+def copied(state: Any, device: torch.device) -> Any:
+    """Copy a state to a device.
+
+    Args:
+        state: See `mapped`.
+        device: Where the copies go.
+
+    Returns:
+        The copy.
+    """
+    return mapped(state, lambda t: t.to(device, copy=True))
+
+
+def lane(t: Tensor, at: Sequence[int], replicas: Sequence[int]) -> Tensor:
+    """One replica's part of a tensor.
+
+    Args:
+        t: Tensor [*replicas, ...], or with a 1 for an axis that several replicas share.
+        at: Index of the replica.
+        replicas: The replica axes.
+
+    Returns:
+        A view with 1 for each replica axis; the tensor itself where it has no such axes.
+    """
+    if not _has_axes(t, replicas):
+        return t
+    return t[tuple(slice(0, 1) if n == 1 else slice(i, i + 1) for i, n in zip(at, t.shape, strict=False))]
+
+
+def forget(state: Any, at: Sequence[int], replicas: Sequence[int]) -> None:
+    """Set one replica's own part of a state to zero, in place; what it shares with others stays.
+
+    Args:
+        state: See `mapped`.
+        at: Index of the replica.
+        replicas: The replica axes.
+    """
+
+    def zero(t: Tensor) -> Tensor:
+        if _has_axes(t, replicas) and t.shape[: len(replicas)] == torch.Size(replicas):
+            t[tuple(at)] = 0
+        return t
+
+    mapped(state, zero)
+
+
+def _has_axes(t: Tensor, replicas: Sequence[int]) -> bool:
+    return t.ndim >= len(replicas) and all(n in (1, r) for n, r in zip(t.shape, replicas, strict=False))

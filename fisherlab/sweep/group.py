@@ -1,0 +1,183 @@
+"""The runs of a sweep that train side by side: one program, one checkpoint, a run directory each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fisherlab.errors import UsageError
+from fisherlab.files import make_folder, write_json
+from fisherlab.sweep.claim import Claim, claim
+from fisherlab.training import checkpoint
+from fisherlab.training.ending import ENDED, close, plot
+from fisherlab.training.environment import environment
+from fisherlab.training.run import announce, begin, locked, recorder, resume, status_of, train
+from fisherlab.training.setup import prepare, resolve
+from fisherlab.training.trainer import Trainer
+
+GROUP, PROGRESS, APART = "group.json", "progress.json", "apart.txt"
+PROGRESS_EVERY = 1.0  # seconds
+
+
+@dataclass
+class Job:
+    """One run of a group.
+
+    Attributes:
+        cfg: Its resolved configuration.
+        directory: Its run directory.
+    """
+
+    cfg: DictConfig
+    directory: Path
+
+    @property
+    def status(self) -> str:
+        """What its directory says; nothing where it has not begun."""
+        return str(status_of(self.directory).get("status", ""))
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do; a failed one is tried again on request only."""
+        return self.status in (*ENDED, "failed")
+
+    def make(self, facts: str) -> None:
+        """Make the run directory, where there is none yet.
+
+        Args:
+            facts: Text of `environment.json`.
+        """
+        if not (self.directory / "config.yaml").exists():
+            make_folder(self.directory, {"config.yaml": OmegaConf.to_yaml(self.cfg), "environment.json": facts})
+
+
+def run_group(folder: Path) -> None:
+    """Train all runs of a group, or go on with those that have not ended.
+
+    Where training them side by side raises, each is trained alone, so that the one at fault does not stop the others.
+
+    Args:
+        folder: Holds `group.json`; the run directories are `runs/<name>` two folders up.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupts; the same command goes on from there.
+    """
+    with claim(folder) as mine:
+        if not mine:
+            print(f"{folder}: another worker trains this group")
+            return
+        record = json.loads((folder / GROUP).read_text())
+        jobs = [_job(folder.parent.parent / "runs" / one["name"], one["config"], record) for one in record["jobs"]]
+        if len(jobs) > 1 and not (folder / APART).exists():
+            try:
+                _together(jobs, tuple(record["shape"]), folder, mine)
+            except OSError as error:  # a full disk: nothing that has ended is lost, the rest can go on
+                print(f"fisherlab: {folder}: {error.strerror}; start the same command again", file=sys.stderr)
+                return
+            except Exception:
+                if jobs[0].cfg.debug:
+                    raise
+                (folder / APART).write_text(traceback.format_exc())
+        for job in jobs:
+            if not job.ended:
+                _alone(job)
+            if job.status in ENDED and not (job.directory / "curves.png").exists():
+                plot(job.directory)
+        (folder / checkpoint.NAME).unlink(missing_ok=True)
+
+
+def _job(directory: Path, config: dict[str, Any], record: dict[str, Any]) -> Job:
+    """Settle a job's configuration: as it began, where it has begun."""
+    cfg = resolve(OmegaConf.create(config), record["workers"])
+    path = directory / "config.yaml"
+    if path.exists():
+        then = DictConfig(OmegaConf.load(path))
+        # What was left open stays as the run settled it, also on a machine with other cores or devices.
+        cfg.threads = then.threads if config["threads"] is None else cfg.threads
+        cfg.device = then.device if config["device"] == "auto" else cfg.device
+        if checkpoint.fingerprint(then) != checkpoint.fingerprint(cfg):
+            raise UsageError(f"'{directory}' holds a run with another config; results=FOLDER makes a new sweep")
+    return Job(cfg, directory)
+
+
+def _together(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim) -> None:
+    """Train as one program those that have not ended; the places of the others stay, frozen."""
+    began = time.perf_counter()
+    if all(job.ended for job in jobs):
+        return
+    begun = next((job.cfg for job in jobs if job.directory.exists()), jobs[0].cfg)
+    cfgs = [OmegaConf.merge(job.cfg, {"threads": begun.threads, "device": begun.device}) for job in jobs]
+    experiment = prepare([DictConfig(cfg) for cfg in cfgs], shape)
+    facts = json.dumps(environment(experiment.device), indent=2) + "\n"
+    for job in jobs:
+        job.make(facts)
+    saved = checkpoint.load(folder, checkpoint.fingerprint(*experiment.cfgs))
+    setup = (time.perf_counter() - began) / len(jobs)
+    with contextlib.ExitStack() as stack:
+        for job in jobs:
+            stack.enter_context(locked(job.directory))
+        unwritten: list[str] = []
+        trainer = Trainer(
+            experiment,
+            [recorder(job.cfg, job.directory) for job in jobs],
+            folder,
+            on_end=lambda trainer, lane: unwritten.append(close(trainer, lane, setup)),
+            on_flush=_progress(folder, mine),
+        )
+        for job, lane in zip(jobs, trainer.lanes, strict=True):
+            if job.ended:
+                lane.end(job.status, 0)
+        begin(trainer, saved, setup)
+        announce(experiment, trainer.step)
+        trainer.run()
+    if trainer.signalled:
+        raise KeyboardInterrupt
+    if any(unwritten):
+        raise OSError(0, next(filter(None, unwritten)))
+
+
+def _progress(folder: Path, mine: Claim) -> Callable[[Trainer], None]:
+    """Tell now and then how far the group is; stop where the claim is lost."""
+    told = -math.inf
+
+    def tell(trainer: Trainer) -> None:
+        nonlocal told
+        if not mine:
+            raise OSError(errno.EBUSY, "another machine has taken this group over")
+        if (now := time.perf_counter()) - told < PROGRESS_EVERY:
+            return
+        told = now
+        counts = Counter(lane.status for lane in trainer.lanes)
+        stand = {status: counts[status] for status in ("running", "finished", "diverged", "failed")}
+        write_json(folder / PROGRESS, {"step": trainer.step, "steps": trainer.experiment.steps, **stand})
+
+    return tell
+
+
+def _alone(job: Job) -> None:
+    """Train one run by itself; what goes wrong is told in its directory."""
+    try:
+        begun = (job.directory / "config.yaml").exists()
+        result = resume(job.directory, debug=job.cfg.debug) if begun else train(job.cfg, job.directory)
+    except Exception as error:
+        if job.cfg.debug:
+            raise
+        job.make(json.dumps({}) + "\n")
+        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        failure = {"status": "failed", "error": " ".join(said.split()), "traceback": traceback.format_exc()}
+        write_json(job.directory / "status.json", failure)
+        return
+    if result.status == "interrupted":
+        raise KeyboardInterrupt

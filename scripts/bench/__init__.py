@@ -1,0 +1,1 @@
+"""Speed, as ratios against named alternatives that take turns in one run; `make bench` writes results/bench/."""
