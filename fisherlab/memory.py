@@ -13,7 +13,7 @@ import sys
 
 # Parameters of mallopt, by the name of the environment variable that sets the same: never map a block by itself, never
 # give the end of the heap back.
-_KEEP = {"MALLOC_MMAP_MAX_": (-4, 0), "MALLOC_TRIM_THRESHOLD_": (-1, -1)}
+_KEEP = {"MALLOC_MMAP_MAX_": (-4, 0), "MALLOC_TRIM_THRESHOLD_": (-1, -1), "MALLOC_ARENA_MAX": (-8, 1)}
 
 
 def keep_freed_memory() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inputs:
-    """A layer's homogeneous inputs, a-bar = (a, 1), kept in two parts so that nothing is copied.
+    """A layer's homogeneous inputs, a-bar = (a, 1), joined where first needed.
 
     Attributes:
         a: Inputs [..., B, in], already multiplied by the layer's parameterisation scale.
@@ -82,29 +83,28 @@ class Inputs:
     a: Tensor
     ones: float | None
 
+    @cached_property
     def joined(self) -> Tensor:
-        """Write a-bar out.
-
-        Returns:
-            Tensor [..., B, in + 1], or [..., B, in] without biases.
-        """
+        """a-bar written out, [..., B, in + 1], or [..., B, in] without biases."""
         if self.ones is None:
             return self.a
         return torch.cat([self.a, torch.full_like(self.a[..., :1], self.ones)], -1)
 
-    def weighted_sum(self, g: Tensor) -> Tensor:
-        """Sum of g_n a-bar_n^T over the examples.
+    def weighted_sum(self, g: Tensor, weight: float = 1.0) -> Tensor:
+        """Sum of weight * g_n a-bar_n^T over the examples; the weight is part of the product, which saves a pass.
 
         Args:
             g: Per-example pre-activation gradients [..., B, out].
+            weight: Of each example, 1/B for a mean.
 
         Returns:
             Tensor [..., out, in + 1], or [..., out, in] without biases.
         """
-        product = g.mT @ self.a
-        if self.ones is None:
-            return product
-        return torch.cat([product, self.ones * g.sum(-2).unsqueeze(-1)], -1)
+        lead, joined = g.shape[:-2], self.joined
+        rows = joined.expand(*lead, *joined.shape[-2:]).reshape(-1, *joined.shape[-2:])
+        left = g.reshape(-1, *g.shape[-2:]).mT
+        empty = g.new_empty(len(rows), g.shape[-1], rows.shape[-1])
+        return empty.baddbmm_(left, rows, beta=0, alpha=weight).view(*lead, *empty.shape[-2:])
 
 
 @dataclass(frozen=True)

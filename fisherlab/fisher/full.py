@@ -26,7 +26,7 @@ def per_example(stats: Statistics) -> Tensor:
     """
     parts = []
     for inputs, g in zip(stats.inputs, stats.gradients, strict=True):
-        outer = g.unsqueeze(-1) * inputs.joined().unsqueeze(-3).unsqueeze(-2)
+        outer = g.unsqueeze(-1) * inputs.joined.unsqueeze(-3).unsqueeze(-2)
         parts.append(outer.flatten(-2).flatten(-3, -2))
     return torch.cat(parts, -1)
 
@@ -95,5 +95,5 @@ def parameters(stats: Statistics) -> int:
     Returns:
         P.
     """
-    widths = (s.a.shape[-1] + (s.ones is not None) for s in stats.inputs)
+    widths = (s.joined.shape[-1] for s in stats.inputs)
     return sum(g.shape[-1] * n for g, n in zip(stats.gradients, widths, strict=True))

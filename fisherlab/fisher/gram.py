@@ -132,7 +132,7 @@ class Gram(Structure):
     def _products(stats: Statistics, v: list[Tensor]) -> Tensor:
         """u_mn^T v = g_mn^T V a-bar_n, summed over layers, in float64 [..., M*B]."""
         terms = [
-            (g * (inputs.joined() @ layer.mT).unsqueeze(-3)).sum(-1).double()
+            (g * (inputs.joined @ layer.mT).unsqueeze(-3)).sum(-1).double()
             for inputs, g, layer in zip(stats.inputs, stats.gradients, v, strict=True)
         ]
         return torch.stack(torch.broadcast_tensors(*terms)).sum(0).flatten(-2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.fisher.capture import Inputs
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import add_to_diagonal, cholesky, eigh, second_moment
+from fisherlab.fisher.linalg import by_lanes, cholesky, eigh, inverse, second_moment
 from fisherlab.fisher.structure import Structure, stacked, total
 
 INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
@@ -26,7 +26,7 @@ def input_factor(inputs: Inputs, old: Tensor | None = None, decay: float = 0.0) 
     Returns:
         Tensor [..., in + 1, in + 1], or [..., in, in] without biases.
     """
-    return second_moment(inputs.a, 1 / inputs.a.shape[-2], ones=inputs.ones, old=old, decay=decay)
+    return second_moment(inputs.joined, 1 / inputs.a.shape[-2], old=old, decay=decay)
 
 
 def output_factor(gradients: Tensor, weight: float, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
@@ -89,7 +89,7 @@ class Kronecker(Structure):
 
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
-        self.a = [self._identity(s.a, s.a.shape[-1] + (s.ones is not None)) for s in stats.inputs]
+        self.a = [self._identity(s.joined, s.joined.shape[-1]) for s in stats.inputs]
         self.g = [self._identity(g[..., 0, :, :], g.shape[-1]) for g in stats.gradients]
 
     @staticmethod
@@ -106,21 +106,27 @@ class Kronecker(Structure):
 
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
-        prepare = self._cholesky if self.damping_mode == "factored" else self._eigen
         self._explicit = solves >= INVERSE_FROM
-        prepared = [
-            prepare(a, g, damping) for a, g in zip(self.a, self.g, strict=True) if a is not None and g is not None
-        ]
-        self._prepared = [p for p, _ in prepared]
-        return stacked([failed for _, failed in prepared])
+        pairs = [(a, g) for a, g in zip(self.a, self.g, strict=True) if a is not None and g is not None]
+        prepare = self._factorised if self.damping_mode == "factored" else self._eigenbases
+        prepared, failed = zip(*prepare(pairs, damping), strict=True)
+        self._prepared = list(prepared)
+        return stacked(list(failed))
 
-    def _cholesky(self, a: Tensor, g: Tensor, damping: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        on_a, on_g = factored_damping(a, g, damping)
-        root_a, bad_a = cholesky(add_to_diagonal(a, on_a))
-        root_g, bad_g = cholesky(add_to_diagonal(g, on_g))
-        if self._explicit:
-            return (torch.cholesky_inverse(root_a), torch.cholesky_inverse(root_g)), bad_a | bad_g
-        return (root_a, root_g), bad_a | bad_g
+    def _factorised(
+        self, pairs: list[tuple[Tensor, Tensor]], damping: Tensor
+    ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        damped = []
+        for a, g in pairs:
+            on_a, on_g = factored_damping(a, g, damping)
+            damped += [(a, on_a), (g, on_g)]
+        done = by_lanes(inverse if self._explicit else cholesky, damped)
+        return [((a, g), bad_a | bad_g) for (a, bad_a), (g, bad_g) in zip(done[::2], done[1::2], strict=True)]
+
+    def _eigenbases(
+        self, pairs: list[tuple[Tensor, Tensor]], damping: Tensor
+    ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
+        return [self._eigen(a, g, damping) for a, g in pairs]
 
     @staticmethod
     def _eigen(a: Tensor, g: Tensor, damping: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -111,6 +111,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.report: dict[str, Tensor] = {}
         # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
         self._vectors: list[Tensor] = []
+        self._unwritten: list[Tensor] = []
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,6 +183,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         if self.preconditioner is not None and not self.replicas and readable(loss):
             self.check()
         norms = []
+        if self.record_norms:
+            self._write()
         for i, (group, direction) in enumerate(zip(self.param_groups, directions, strict=True)):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
             v = self._vectors[i][1]
@@ -199,17 +202,26 @@ class FisherOptimizer(torch.optim.Optimizer):
     @property
     def gradients(self) -> list[Tensor]:
         """The last step's gradient of the objective, flat [..., P], one per parameter group; until the next step."""
+        self._write()
         return [pair[0] for pair in self._vectors]
+
+    def _write(self) -> None:
+        if self._unwritten:
+            self._flat(self._unwritten, self._vectors[0][0])
+            self._unwritten = []
+
+    def _room(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
+        """Where the gradient of a parameter group, and beside it the rule's vector, are kept."""
+        shape, first = (2, *self.replicas, sum(_sizes(gradient, self.replicas))), gradient[0]
+        if group == len(self._vectors):
+            self._vectors.append(first.new_empty(shape))
+        elif (self._vectors[group].device, self._vectors[group].dtype) != (first.device, first.dtype):
+            self._vectors[group] = first.new_empty(shape)  # the model has moved
+        return self._vectors[group][0]
 
     def _keep(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Keep the gradient of a parameter group, flat."""
-        flat = [t.reshape(*self.replicas, -1) for t in gradient]
-        shape = (2, *self.replicas, sum(t.shape[-1] for t in flat))
-        if group == len(self._vectors):
-            self._vectors.append(flat[0].new_empty(shape))
-        elif (self._vectors[group].device, self._vectors[group].dtype) != (flat[0].device, flat[0].dtype):
-            self._vectors[group] = flat[0].new_empty(shape)  # the model has moved
-        return torch.cat(flat, -1, out=self._vectors[group][0])
+        return self._flat(gradient, self._room(group, gradient))
 
     def _plain(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the gradient of the objective, flat, for every parameter alike."""
@@ -233,7 +245,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss, mean = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
         observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        gradient = [s.weighted_sum(g / batch) for s, g in zip(captured.inputs, observed, strict=True)]
+        gradient = [s.weighted_sum(g, 1 / batch) for s, g in zip(captured.inputs, observed, strict=True)]
         extra = self._l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = host(self.param_groups[0]["damping"])
@@ -241,7 +253,8 @@ class FisherOptimizer(torch.optim.Optimizer):
             damping = damping + host(self.l2)
         self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
         direction = self.preconditioner(gradient, joined, damping.to(f.device, non_blocking=True))
-        self._keep(0, total(self._parts(gradient), extra))
+        self._unwritten = total(self._parts(gradient), extra)  # written where somebody asks for it
+        self._room(0, self._unwritten)
         steps = [self._clipped(self._flat(self._parts(direction)))]
         if rest:
             steps.append(self._keep(1, total([g / batch for g in rest_gradients], self._l2_gradient(rest))))
@@ -277,8 +290,16 @@ class FisherOptimizer(torch.optim.Optimizer):
             p * strength[p.ndim] if p.ndim > lead + 1 or self.l2_biases else torch.zeros_like(p) for p in parameters
         ]
 
-    def _flat(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([t.reshape(*self.replicas, -1) for t in parts], -1)
+    def _flat(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+        """Write parts, shaped as the parameters, one after another into [..., P]."""
+        sizes = _sizes(parts, self.replicas)
+        if out is None:
+            out = parts[0].new_empty(*self.replicas, sum(sizes))
+        if all(t.is_contiguous() for t in parts):
+            return torch.cat([t.reshape(*self.replicas, -1) for t in parts], -1, out=out)
+        for t, room in zip(parts, out.split(sizes, -1), strict=True):  # strided ones are read but once
+            room.unflatten(-1, t.shape[len(self.replicas) :]).copy_(t)
+        return out
 
     def _parts(self, joined: list[Tensor]) -> list[Tensor]:
         return [part for layer, m in zip(self.capture.layers, joined, strict=True) for part in layer.split(m)]

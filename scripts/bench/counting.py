@@ -68,8 +68,8 @@ def kfac_step(widths: Sequence[int], batch: int, *, replicas: int = 1, streams: 
         if i:
             terms.append(Term("backward to the inputs, observed labels", layer, product, replicas))
             terms.append(Term("backward to the inputs, sampled labels", layer, product, replicas))
-        terms.append(Term("gradient of the weights", layer, product, replicas))
-        terms.append(Term("factor A, by blocks", layer, symmetric(batch, n), replicas if i else streams))
+        terms.append(Term("gradient of the weights", layer, f"2*{batch}*{n + 1}*{m}", replicas))
+        terms.append(Term("factor A, by blocks", layer, symmetric(batch, n + 1), replicas if i else streams))
         terms.append(Term("factor G, by blocks", layer, symmetric(batch, m), replicas))
         terms += solving(n + 1, m, layer, replicas, period)
     return terms

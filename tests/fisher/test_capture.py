@@ -50,7 +50,7 @@ def test_gradient_inputs_and_output_are_the_twin_s(kind, bias):
     captured = Capture(model)(X)
     assert_close(captured.output, twin.outputs, 1e-15)
     for inputs, (a, _) in zip(captured.inputs, twin.factors("empirical"), strict=True):
-        abar = inputs.joined()
+        abar = inputs.joined
         assert_close(abar.mT @ abar / len(X), a, 1e-13)
 
 
@@ -58,7 +58,7 @@ def test_joined_weighted_sum_and_parts_agree():
     captured = Capture(model_of("ntk"))(X)
     layer = Capture(model_of("ntk")).layers[0]
     inputs, g = captured.inputs[0], torch.randn(6, 5, dtype=torch.float64)
-    assert_close(inputs.weighted_sum(g), g.mT @ inputs.joined(), 1e-14)
+    assert_close(inputs.weighted_sum(g), g.mT @ inputs.joined, 1e-14)
     weight, bias = layer.split(inputs.weighted_sum(g))
     assert weight.shape == (5, 4)
     assert torch.equal(layer.join([weight, bias]), inputs.weighted_sum(g))

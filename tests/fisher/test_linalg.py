@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fisherlab.fisher import linalg
-from fisherlab.fisher.linalg import add_to_diagonal, cholesky, eigh, full_precision, second_moment
+from fisherlab.fisher.linalg import add_to_diagonal, by_lanes, cholesky, eigh, full_precision, inverse, second_moment
 from fisherlab.streams import generator
 from tests.compare import assert_close, assert_same_bits
 
@@ -26,18 +26,12 @@ def positive(*lead, n=4, dtype=torch.float64):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("decay", [0.0, 0.75])
-@pytest.mark.parametrize("ones", [None, 1.0, 0.3])
 @pytest.mark.parametrize("n", [3, 128, 129, 301])
-def test_second_moment_is_the_averaged_product(n, ones, decay, dtype):
+def test_second_moment_is_the_averaged_product(n, decay, dtype):
     x = torch.randn(2, 1, 20, n, dtype=dtype, generator=generator(0, "x"))
-    full = (
-        x.double()
-        if ones is None
-        else torch.cat([x.double(), torch.full((2, 1, 20, 1), ones, dtype=torch.float64)], -1)
-    )
-    old = positive(2, 1, n=full.shape[-1], dtype=dtype)
-    expected = decay * old.double() + (1 - decay) * 0.1 * full.mT @ full
-    product = second_moment(x, 0.1, ones=ones, old=old, decay=decay)
+    old = positive(2, 1, n=n, dtype=dtype)
+    expected = decay * old.double() + (1 - decay) * 0.1 * x.double().mT @ x.double()
+    product = second_moment(x, 0.1, old=old, decay=decay)
     assert_close(product, expected, 1e-5 if dtype == torch.float32 else 1e-13)
     assert_close(product, product.mT, 1e-6 if dtype == torch.float32 else 1e-15)
 
@@ -186,3 +180,30 @@ def test_nothing_is_read_from_tensors_without_values():
     assert not linalg.readable(torch.zeros(1, device="meta"))
     with torch._subclasses.FakeTensorMode():
         assert not linalg.readable(torch.zeros(1))
+
+
+@pytest.mark.parametrize("f", [cholesky, inverse])
+def test_threads_change_no_bit_of_any_lane_and_are_given_back(f):
+    matrices = [positive(3, 2, n=n, dtype=torch.float32) for n in (40, 7)]
+    matrices[0][1, 1] = float("nan")
+    shared, amounts = positive(3, 1, n=300, dtype=torch.float32), torch.rand(3, 2, generator=generator(0, "d"))
+    damped = [(m, amounts) for m in (*matrices, shared)]
+    every = [add_to_diagonal(m, amounts) for m, _ in damped]
+    alone = [[f(m[i, j].clone()) for i in range(3) for j in range(2)] for m in every]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            for (result, failed), expected in zip(by_lanes(f, damped), alone, strict=True):
+                assert_same_bits(result, torch.stack([r for r, _ in expected]).reshape(result.shape))
+                assert failed.flatten().tolist() == [bool(b) for _, b in expected]
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_inverse_is_the_inverse():
+    m = positive(2, n=30)
+    found, failed = inverse(m)
+    assert_close(found @ m, torch.eye(30, dtype=m.dtype).expand(2, 30, 30), 1e-9)
+    assert not failed.any()
