@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """A mistake in what was asked for; the command line prints it as one line and exits with status 2."""
 
 
+class BusyError(UsageError):
+    """Another process is at it."""
+
+
 class SolveError(ArithmeticError):
     """A damped curvature matrix could not be factorised, even in float64; names the layer and the step.
 

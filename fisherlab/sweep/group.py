@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fisherlab.errors import UsageError
+from fisherlab.errors import BusyError, UsageError
 from fisherlab.files import make_folder, write_json
 from fisherlab.sweep.claim import Claim, claim
 from fisherlab.training import checkpoint
@@ -29,6 +29,8 @@ from fisherlab.training.trainer import Trainer
 
 GROUP, PROGRESS, APART = "group.json", "progress.json", "apart.txt"
 PROGRESS_EVERY = 1.0  # seconds
+# A full or read-only disk, or a claim lost to another machine: no fault of any job.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EBUSY)
 
 
 @dataclass
@@ -83,19 +85,30 @@ def run_group(folder: Path) -> None:
         if len(jobs) > 1 and not (folder / APART).exists():
             try:
                 _together(jobs, tuple(record["shape"]), folder, mine)
-            except OSError as error:  # a full disk: nothing that has ended is lost, the rest can go on
-                print(f"fisherlab: {folder}: {error.strerror}; start the same command again", file=sys.stderr)
+            except BusyError as error:
+                print(f"fisherlab: {error}: its group waits", file=sys.stderr)
                 return
-            except Exception:
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in FULL:  # what has ended is safe, the rest can go on
+                    print(f"fisherlab: {folder}: {error.strerror}; start the same command again", file=sys.stderr)
+                    return
                 if jobs[0].cfg.debug:
                     raise
-                (folder / APART).write_text(traceback.format_exc())
+                _part(jobs, folder)
         for job in jobs:
-            if not job.ended:
+            if not job.ended and mine:
                 _alone(job)
             if job.status in ENDED and not (job.directory / "curves.png").exists():
                 plot(job.directory)
         (folder / checkpoint.NAME).unlink(missing_ok=True)
+
+
+def _part(jobs: list[Job], folder: Path) -> None:
+    """Note that the jobs go on one by one, from their beginnings, and why."""
+    for job in jobs:
+        if not job.ended:  # weights that the group left just before it fell apart are nothing to resume from
+            (job.directory / checkpoint.NAME).unlink(missing_ok=True)
+    (folder / APART).write_text(traceback.format_exc())
 
 
 def _job(directory: Path, config: dict[str, Any], record: dict[str, Any]) -> Job:
@@ -145,7 +158,7 @@ def _together(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim
     if trainer.signalled:
         raise KeyboardInterrupt
     if any(unwritten):
-        raise OSError(0, next(filter(None, unwritten)))
+        raise OSError(errno.ENOSPC, next(filter(None, unwritten)))
 
 
 def _progress(folder: Path, mine: Claim) -> Callable[[Trainer], None]:
@@ -174,7 +187,11 @@ def _alone(job: Job) -> None:
     except Exception as error:
         if job.cfg.debug:
             raise
-        job.make(json.dumps({}) + "\n")
+        if isinstance(error, BusyError):
+            print(f"fisherlab: {error}", file=sys.stderr)
+            return
+        if not job.directory.exists():
+            job.make("{}\n")
         said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
         failure = {"status": "failed", "error": " ".join(said.split()), "traceback": traceback.format_exc()}
         write_json(job.directory / "status.json", failure)

@@ -229,12 +229,12 @@ def _per_replica(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
 def _try(alike: Sequence[Job]) -> Trial:
     """Build one of the jobs, then the optimizer of each: numbers change nothing else."""
     from fisherlab.sweep.memory import available, footprint
-    from fisherlab.training.setup import prepare, resolve
+    from fisherlab.training.setup import draws, prepare, resolve
 
     experiment = prepare(resolve(OmegaConf.create(alike[0].config)))
     for optimizer in _distinct(one.config["optimizer"] for one in alike[1:]):
         _try_optimizer(experiment, optimizer)
-    free = bool(experiment.replicas and _per_replica(alike[0].config["optimizer"]))
+    free = bool(experiment.replicas and _per_replica(alike[0].config["optimizer"]) and not draws(experiment))
     capacity = footprint(experiment).capacity(available(experiment.device)) if free else 1
     return Trial(tuple(alike), experiment.steps, capacity)
 

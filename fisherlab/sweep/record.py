@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -205,7 +206,10 @@ class Record:
             names: The jobs'.
         """
         for name in names:
-            shutil.rmtree(self.run(name))
+            # By one rename, for a kill must not leave half a run directory.
+            away = self.run(name).with_name(f".old-{name}-{os.getpid()}")
+            os.rename(self.run(name), away)
+            shutil.rmtree(away, ignore_errors=True)
 
     def _state(self, name: str) -> str:
         return str(self.status(name).get("status", "waiting"))

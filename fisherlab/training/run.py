@@ -15,10 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from fisherlab.errors import UsageError
+from fisherlab.errors import BusyError, UsageError
 from fisherlab.files import check_writable, make_folder
+from fisherlab.streams import key
 from fisherlab.training import checkpoint
 from fisherlab.training.ending import ENDED, close, plot, write_status
 from fisherlab.training.environment import commit, environment
@@ -192,6 +194,8 @@ def begin(trainer: Trainer, saved: dict[str, Any] | None, setup: float) -> None:
     if saved is not None:
         trainer.load(saved)
     else:
+        # A user's model may draw from the global generator (dropout).
+        torch.manual_seed(key(trainer.experiment.cfg.seed, "model"))
         for table in (table for lane in trainer.live for table in lane.recorder.tables):
             table.cut(0)
         trainer.freeze_ended()
@@ -253,14 +257,14 @@ def locked(folder: Path) -> Iterator[None]:
         None.
 
     Raises:
-        UsageError: If another process holds it.
+        BusyError: If another process holds it.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"'{folder}' is being trained by another process") from None
+            raise BusyError(f"'{folder}' is being trained by another process") from None
         yield
     finally:
         os.close(handle)

@@ -350,6 +350,24 @@ def _try(experiment: Experiment) -> None:
     _check_output(experiment, name, f, x, y)
 
 
+def draws(experiment: Experiment) -> bool:
+    """Tell whether the model draws from the global generator while it trains (dropout).
+
+    Args:
+        experiment: A run.
+
+    Returns:
+        True where its numbers would depend on what runs beside it.
+    """
+    training = experiment.model.training
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        experiment.model.train()(experiment.rows("train", slice(1))[0])
+        moved = not torch.equal(before, torch.get_rng_state())
+    experiment.model.train(training)
+    return moved
+
+
 def _check_output(experiment: Experiment, name: str, f: Any, x: Tensor, y: Tensor) -> None:
     likelihood = experiment.likelihood.name
     categorical = likelihood == "categorical"

@@ -86,8 +86,8 @@ class Clock:
 class Trainer:
     """Trains one run, or several side by side, from where they stand to their end.
 
-    A run that diverges or fails before the others is frozen: its weights are set to zero and stay there, so that what
-    it computes from then on is finite, and cheap to ignore. The others keep their bits.
+    A run that diverges or fails before the others is frozen: weights and learning rate are set to zero, and what it
+    computes from then on is ignored. The others keep their bits.
 
     Args:
         experiment: The runs.

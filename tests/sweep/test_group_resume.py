@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from fisherlab.models import mlp
 from fisherlab.optim import SGD
 from fisherlab.sweep.claim import claim
 from fisherlab.sweep.group import run_group
 from fisherlab.training.recorder import Recorder
+from fisherlab.training.run import locked, train
+from fisherlab.training.setup import draws, prepare, resolve
 from tests.sweep.test_group import group, name, runs
-from tests.training.conftest import start, tables
+from tests.training.conftest import config, start, tables
 
 LONG = ["epochs=40", "batch_size=100", "checkpoint_every=0.05", "evaluate_every=50", "lr_schedule.name=linear"]
 KFAC = ["optimizer=kfac", "optimizer.stats_period=2", "optimizer.inverse_period=7"]
@@ -161,3 +164,54 @@ def test_a_run_with_another_config_is_refused(tmp_path):
     (place / "group.json").write_text(json.dumps(record))
     with pytest.raises(UsageError, match="holds a run with another config"):
         run_group(place)
+
+
+def test_a_busy_run_makes_its_group_wait(tmp_path, capsys):
+    grid = [["lr=0.01"], ["lr=0.02"]]
+    place = group(tmp_path, [1, 2], grid)
+    run_group(place)
+    whole = [tables(runs(place) / name(o)) for o in grid]
+    for overrides in grid:
+        told = runs(place) / name(overrides) / "status.json"
+        told.write_text(json.dumps({"status": "running"}))
+    with locked(runs(place) / name(grid[0])):
+        run_group(place)
+    assert "is being trained by another process: its group waits" in capsys.readouterr().err
+    assert not (place / "apart.txt").exists()
+    run_group(place)
+    assert [tables(runs(place) / name(o)) for o in grid] == whole
+
+
+def test_a_group_that_falls_apart_keeps_no_weights_of_unended_runs(tmp_path):
+    own = "optimizer._target_=tests.sweep.test_group_resume.Fragile"
+    grid = [["optimizer=sgd", own, f"lr={lr}"] for lr in (0.01, 0.9)]
+    place = group(tmp_path, [1, 2], grid)
+    run_group(place)
+    first = runs(place) / name(grid[0])
+    whole = tables(first)
+    # As a kill between weights and status leaves it, in a group that then raises.
+    (first / "status.json").write_text(json.dumps({"status": "running"}))
+    (place / "apart.txt").unlink()
+    run_group(place)
+    assert json.loads((first / "status.json").read_text())["status"] == "finished"
+    assert tables(first) == whole
+
+
+class Noisy(torch.nn.Sequential):
+    """Dropout before an mlp: its masks come from torch's global generator."""
+
+    def __init__(self, inputs, outputs, generator) -> None:
+        super().__init__(torch.nn.Dropout(0.2), mlp(inputs, outputs, hidden=(8,), generator=generator))
+
+
+def test_a_model_that_draws_is_reproducible_and_never_grouped(tmp_path):
+    node, found = {"_target_": "tests.sweep.test_group_resume.Noisy"}, []
+    for i in range(2):
+        cfg = config("optimizer=sgd", "lr=0.05")
+        cfg.model = node
+        assert draws(prepare(resolve(cfg)))
+        torch.rand(i + 1)  # whatever was drawn before
+        train(cfg, tmp_path / str(i))
+        found.append(tables(tmp_path / str(i)))
+    assert found[0] == found[1]
+    assert not draws(prepare(resolve(config("optimizer=sgd"))))
