@@ -93,15 +93,15 @@ class StepLog:
 
     def _numbers(self, values: list[Tensor]) -> list[Any]:
         """One list per replica."""
-        rows = torch.stack([v.expand(self.replicas) for v in values], -1)
-        return rows.reshape(self.replicas.numel(), -1).tolist()
+        rows = torch.stack(values, -1)
+        return rows.expand(*self.replicas, -1).reshape(self.replicas.numel(), -1).tolist()
 
     def _hypers(self, values: list[Hyper]) -> list[Any]:
         if any(v is None for v in values):
             return [None] * self.replicas.numel()
         if not any(isinstance(v, Tensor) for v in values):
             return [values] * self.replicas.numel()
-        return self._numbers([torch.as_tensor(v, dtype=torch.float64) for v in values])
+        return self._numbers([torch.as_tensor(v, dtype=torch.float64).expand(self.replicas) for v in values])
 
 
 class Recorder:
