@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fisherlab.errors import UsageError
+from fisherlab.fisher.linalg import BLOCK, accumulate
 from fisherlab.models.dense import Dense
 
 
@@ -83,12 +84,24 @@ class Inputs:
     a: Tensor
     ones: float | None
 
+    @property
+    def width(self) -> int:
+        """Entries of a-bar: in + 1, or in without biases."""
+        return self.a.shape[-1] + (self.ones is not None)
+
+    @cached_property
+    def parts(self) -> list[Tensor]:
+        """The columns of a-bar in one or two pieces: of a wide layer's inputs, only the last few are copied."""
+        if self.ones is None:
+            return [self.a]
+        wide = self.a.shape[-1] // BLOCK * BLOCK
+        tail = torch.cat([self.a[..., wide:], torch.full_like(self.a[..., :1], self.ones)], -1)
+        return [self.a[..., :wide], tail] if wide else [tail]
+
     @cached_property
     def joined(self) -> Tensor:
         """a-bar written out, [..., B, in + 1], or [..., B, in] without biases."""
-        if self.ones is None:
-            return self.a
-        return torch.cat([self.a, torch.full_like(self.a[..., :1], self.ones)], -1)
+        return self.parts[0] if len(self.parts) == 1 else torch.cat(self.parts, -1)
 
     def weighted_sum(self, g: Tensor, weight: float = 1.0) -> Tensor:
         """Sum of weight * g_n a-bar_n^T over the examples; the weight is part of the product, which saves a pass.
@@ -100,11 +113,13 @@ class Inputs:
         Returns:
             Tensor [..., out, in + 1], or [..., out, in] without biases.
         """
-        lead, joined = g.shape[:-2], self.joined
-        rows = joined.expand(*lead, *joined.shape[-2:]).reshape(-1, *joined.shape[-2:])
-        left = g.reshape(-1, *g.shape[-2:]).mT
-        empty = g.new_empty(len(rows), g.shape[-1], rows.shape[-1])
-        return empty.baddbmm_(left, rows, beta=0, alpha=weight).view(*lead, *empty.shape[-2:])
+        found = g.new_empty(*g.shape[:-2], g.shape[-1], self.width)
+        at = 0
+        for part in self.parts:
+            end = at + part.shape[-1]
+            accumulate(found[..., at:end], g, part.expand(*g.shape[:-2], -1, -1), 0.0, weight)
+            at = end
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import add_to_diagonal, cholesky, second_moment
+from fisherlab.fisher.linalg import add_to_diagonal, cholesky, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
 
 MAX_PARAMETERS = 10_000  # a float32 matrix of this size is 400 MB, and its Cholesky takes seconds
@@ -36,13 +36,19 @@ class Full(Structure):
 
     def __init__(self, damping_mode: str | None = None) -> None:
         super().__init__(damping_mode)
-        self.matrix: Tensor | None = None
+        self._lower: Tensor | None = None
         self._root: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """The average [..., P, P]; there is one after the first update."""
+        assert self._lower is not None, "update comes first"
+        return symmetric(self._lower)
 
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
         u = per_example(stats)
-        self.matrix = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device).expand(*u.shape[:-2], -1, -1).clone()
+        self._lower = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device).expand(*u.shape[:-2], -1, -1).clone()
 
     def update(self, stats: Statistics, decay: float) -> None:
         """See `Structure.update`.
@@ -60,12 +66,12 @@ class Full(Structure):
                 f"structure=full needs a {size} x {size} matrix: expected at most {MAX_PARAMETERS} parameters; "
                 "use structure=gram or kronecker"
             )
-        self.matrix = second_moment(per_example(stats), stats.weight / stats.batch, old=self.matrix, decay=decay)
+        self._lower = second_moment([per_example(stats)], stats.weight / stats.batch, old=self._lower, decay=decay)
 
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
-        assert self.matrix is not None, "update comes before refresh"
-        self._root, failed = cholesky(add_to_diagonal(self.matrix, damping))
+        assert self._lower is not None, "update comes before refresh"
+        self._root, failed = cholesky(add_to_diagonal(self._lower, damping))
         return stacked([failed])
 
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
@@ -79,11 +85,11 @@ class Full(Structure):
 
     def state(self) -> dict[str, Any]:
         """See `Structure.state`: the matrix and its factorisation."""
-        return {"matrix": self.matrix, "root": self._root}
+        return {"matrix": self._lower, "root": self._root}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Structure.load`."""
-        self.matrix, self._root = state["matrix"], state["root"]
+        self._lower, self._root = state["matrix"], state["root"]
 
 
 def parameters(stats: Statistics) -> int:
@@ -95,5 +101,4 @@ def parameters(stats: Statistics) -> int:
     Returns:
         P.
     """
-    widths = (s.joined.shape[-1] for s in stats.inputs)
-    return sum(g.shape[-1] * n for g, n in zip(stats.gradients, widths, strict=True))
+    return sum(g.shape[-1] * s.width for g, s in zip(stats.gradients, stats.inputs, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,14 +10,14 @@ from torch import Tensor
 
 from fisherlab.fisher.capture import Inputs
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import by_lanes, cholesky, eigh, inverse, second_moment
+from fisherlab.fisher.linalg import by_lanes, cholesky, eigh, inverse, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
 
 INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
 
 
 def input_factor(inputs: Inputs, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
-    """A = E[a-bar a-bar^T], the ones column included.
+    """A = E[a-bar a-bar^T], the ones column included; its lower triangle, see `second_moment`.
 
     Args:
         inputs: A layer's homogeneous inputs, B examples.
@@ -26,11 +27,11 @@ def input_factor(inputs: Inputs, old: Tensor | None = None, decay: float = 0.0) 
     Returns:
         Tensor [..., in + 1, in + 1], or [..., in, in] without biases.
     """
-    return second_moment(inputs.joined, 1 / inputs.a.shape[-2], old=old, decay=decay)
+    return second_moment(inputs.parts, 1 / inputs.a.shape[-2], old=old, decay=decay)
 
 
 def output_factor(gradients: Tensor, weight: float, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
-    """G = E[g g^T], over the examples and the kind's columns or samples.
+    """G = E[g g^T], over the examples and the kind's columns or samples; its lower triangle.
 
     Args:
         gradients: Pre-activation gradients [..., M, B, out].
@@ -41,7 +42,7 @@ def output_factor(gradients: Tensor, weight: float, old: Tensor | None = None, d
     Returns:
         Tensor [..., out, out].
     """
-    return second_moment(gradients.flatten(-3, -2), weight / gradients.shape[-2], old=old, decay=decay)
+    return second_moment([gradients.flatten(-3, -2)], weight / gradients.shape[-2], old=old, decay=decay)
 
 
 def factored_damping(a: Tensor, g: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,15 +83,25 @@ class Kronecker(Structure):
 
     def __init__(self, damping_mode: str | None = None) -> None:
         super().__init__(damping_mode)
-        self.a: list[Tensor | None] = []
-        self.g: list[Tensor | None] = []
+        self._a: list[Tensor] = []
+        self._g: list[Tensor] = []
         self._prepared: list[tuple[Tensor, ...]] = []
         self._explicit = False
 
+    @property
+    def a(self) -> list[Tensor]:
+        """The input factors A, per layer [..., in + 1, in + 1]."""
+        return [symmetric(m) for m in self._a]
+
+    @property
+    def g(self) -> list[Tensor]:
+        """The pre-activation gradient factors G, per layer [..., out, out]."""
+        return [symmetric(m) for m in self._g]
+
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
-        self.a = [self._identity(s.joined, s.joined.shape[-1]) for s in stats.inputs]
-        self.g = [self._identity(g[..., 0, :, :], g.shape[-1]) for g in stats.gradients]
+        self._a = [self._identity(s.a, s.width) for s in stats.inputs]
+        self._g = [self._identity(g[..., 0, :, :], g.shape[-1]) for g in stats.gradients]
 
     @staticmethod
     def _identity(like: Tensor, n: int) -> Tensor:
@@ -99,15 +110,15 @@ class Kronecker(Structure):
 
     def update(self, stats: Statistics, decay: float) -> None:
         """See `Structure.update`."""
-        layers = len(stats.inputs)
-        old_a, old_g = self.a or [None] * layers, self.g or [None] * layers
-        self.a = [input_factor(s, o, decay) for s, o in zip(stats.inputs, old_a, strict=True)]
-        self.g = [output_factor(g, stats.weight, o, decay) for g, o in zip(stats.gradients, old_g, strict=True)]
+        old_a: Sequence[Tensor | None] = self._a or [None] * len(stats.inputs)
+        old_g: Sequence[Tensor | None] = self._g or [None] * len(stats.gradients)
+        self._a = [input_factor(s, o, decay) for s, o in zip(stats.inputs, old_a, strict=True)]
+        self._g = [output_factor(g, stats.weight, o, decay) for g, o in zip(stats.gradients, old_g, strict=True)]
 
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
         self._explicit = solves >= INVERSE_FROM
-        pairs = [(a, g) for a, g in zip(self.a, self.g, strict=True) if a is not None and g is not None]
+        pairs = list(zip(self._a, self._g, strict=True))
         prepare = self._factorised if self.damping_mode == "factored" else self._eigenbases
         prepared, failed = zip(*prepare(pairs, damping), strict=True)
         self._prepared = list(prepared)
@@ -156,9 +167,9 @@ class Kronecker(Structure):
     def state(self) -> dict[str, Any]:
         """See `Structure.state`: the factors, and the factorisations of the last refresh."""
         prepared = [list(p) for p in self._prepared]
-        return {"a": list(self.a), "g": list(self.g), "prepared": prepared, "explicit": self._explicit}
+        return {"a": list(self._a), "g": list(self._g), "prepared": prepared, "explicit": self._explicit}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Structure.load`."""
-        self.a, self.g = list(state["a"]), list(state["g"])
+        self._a, self._g = list(state["a"]), list(state["g"])
         self._prepared, self._explicit = [tuple(p) for p in state["prepared"]], state["explicit"]
