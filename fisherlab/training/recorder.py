@@ -20,8 +20,8 @@ METRICS += ["objective", "average_error"]
 STEPS = ["step", "loss", "grad_norm", "update_norm", "lr", "damping"]
 HISTOGRAM = ["step", "layer", "bin_left", "bin_right", "count"]
 # Half-decades of squared gradient entries; the first bin also takes what is smaller (and zero), the last what is more.
-EXPONENTS = (-24.0, 8.0, 64)
-
+LOW, HIGH, BINS = -24.0, 8.0, 64
+EDGES = ["0", *(cell(10.0 ** (LOW + i * (HIGH - LOW) / BINS), 9) for i in range(1, BINS + 1))]
 
 Hyper = float | Tensor | None
 
@@ -158,16 +158,15 @@ class Recorder:
             step: Counted from 1.
             layers: Gradient entries by layer, any shape.
         """
-        low, high, bins = EXPONENTS
-        width = (high - low) / bins
-        edges = ["0", *(cell(10.0 ** (low + i * width), 9) for i in range(1, bins + 1))]
-        rows: list[Sequence[Value]] = []
+        names: list[str] = []
+        counts: list[int] = []
         for name, entries in layers.items():
             # The square's logarithm is twice the entry's: so a float32 square cannot underflow. histc leaves out NaN.
-            exponents = entries.detach().flatten().abs().log10().mul_(2).clamp_(low, high - width / 2)
-            counts = torch.histc(exponents, bins, low, high).long().tolist()
-            rows += [[step, name, *bin_] for bin_ in zip(edges, edges[1:], counts, strict=False)]
-        self.histogram.append(rows)
+            exponents = entries.detach().flatten().abs().log10().mul_(2).clamp_(LOW, HIGH - (HIGH - LOW) / 2 / BINS)
+            counts += torch.histc(exponents, BINS, LOW, HIGH).long().tolist()
+            names += [name] * BINS
+        n = len(layers)
+        self.histogram.append_columns([[step] * n * BINS, names, EDGES[:-1] * n, EDGES[1:] * n, counts])
 
     def status(self, status: str, **more: Any) -> None:
         """Write `status.json`.

@@ -51,18 +51,18 @@ class Table:
         """
         self._write(",".join(cell(v, self.digits) for v in row) + "\n" for row in rows)
 
-    def append_columns(self, columns: Sequence[Sequence[int | float] | None]) -> None:
-        """Append numbers given by column, which is several times faster; the header comes with the first.
+    def append_columns(self, columns: Sequence[Sequence[int | float | str] | None]) -> None:
+        """Append values given by column, which is several times faster; the header comes with the first.
 
         Args:
-            columns: Equally long; None for empty cells. A column that begins with an integer holds integers.
+            columns: Equally long; None for empty cells. A column holds what its first value is: integers, names or
+                floats.
         """
         given = [column for column in columns if column is not None]
         if not given or not given[0]:
             return
-        formats = [
-            "" if column is None else "%d" if isinstance(column[0], int) else f"%.{self.digits}g" for column in columns
-        ]
+        known = {int: "%d", str: "%s", float: f"%.{self.digits}g"}
+        formats = ["" if column is None else known[type(column[0])] for column in columns]
         self._write(map((",".join(formats) + "\n").__mod__, zip(*given, strict=True)))
 
     def _write(self, rows: Iterable[str]) -> None:
