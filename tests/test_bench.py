@@ -33,7 +33,7 @@ def test_products_are_counted_as_torch_counts_them(replicas, period):
 
 
 def test_a_symmetric_product_is_a_triangle_of_blocks():
-    assert symmetric(10, 300) == "2*10*(128*300 + 128*172 + 44*44)"
+    assert symmetric(10, 300) == "2*10*(160*160 + 140*300)"
 
 
 def test_the_first_layers_inputs_count_once_per_stream():

@@ -20,8 +20,8 @@ from fisherlab.data import standardized
 from fisherlab.data.dataset import Dataset, Split
 from fisherlab.errors import UsageError
 from fisherlab.likelihood import Likelihood, make_likelihood
-from fisherlab.memory import keep_freed_memory
 from fisherlab.models import can_replicate, stack_replicas
+from fisherlab.process import settle
 from fisherlab.streams import Streams, generator, key
 from fisherlab.training.schedule import Batches, BatchSize, LearningRate
 
@@ -227,7 +227,7 @@ def prepare(cfgs: DictConfig | Sequence[DictConfig], shape: tuple[int, int] = (1
     """
     cfgs = [cfgs] if isinstance(cfgs, DictConfig) else list(cfgs)
     cfg = cfgs[0]
-    keep_freed_memory()
+    settle()
     torch.set_num_threads(cfg.threads)
     device = torch.device(cfg.device)
     streams = cfgs[:: shape[1]]

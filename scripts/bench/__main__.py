@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from fisherlab.memory import keep_freed_memory
+from fisherlab.process import settle
 from scripts.bench.table import Rows, peers, record
 
 OUT = Path("results/bench")
@@ -88,7 +88,7 @@ def main() -> None:
         "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections; others' rows stay"
     )
     options = parser.parse_args()
-    keep_freed_memory()
+    settle()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", FutureWarning)  # peers use what torch deprecates
     OUT.mkdir(parents=True, exist_ok=True)

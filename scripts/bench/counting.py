@@ -43,8 +43,9 @@ class Term:
 
 
 def symmetric(rows: int, n: int) -> str:
-    """x^T x for x of rows x n, by blocks of columns."""
-    blocks = [f"{min(BLOCK, n - start)}*{n - start}" for start in range(0, n, BLOCK)]
+    """The lower triangle of x^T x for x of rows x n, by blocks of rows."""
+    ends = [min(start + BLOCK, n) for start in range(0, n, BLOCK)]
+    blocks = [f"{end - start}*{end}" for start, end in zip([0, *ends], ends, strict=False)]
     return f"2*{rows}*({' + '.join(blocks)})"
 
 

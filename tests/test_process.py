@@ -1,4 +1,4 @@
-"""Freed memory stays in the process; measured in processes of their own, because it cannot be undone."""
+"""What a process settles, tried in processes of their own, because it cannot be undone."""
 
 import os
 import platform
@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from fisherlab.memory import keep_freed_memory
+from fisherlab.process import keep_freed_memory
 
 GLIBC = sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 FAULTS = """
 import resource, sys
-from fisherlab.memory import keep_freed_memory
+from fisherlab.process import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
@@ -22,6 +22,15 @@ before = faults()
 for _ in range(10):
     bytearray(64 << 20)
 print((faults() - before) / 10)
+"""
+
+DENORMALS = """
+import torch
+from fisherlab.process import settle
+
+torch.set_num_threads(2)
+settle()
+print((torch.full((1 << 20,), 1e-40) * 1.0).count_nonzero().item(), (torch.tensor(1e-37) * 1.0).item() > 0)
 """
 
 
@@ -53,3 +62,8 @@ def test_another_c_library(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     assert not keep_freed_memory()
+
+
+def test_denormals_are_flushed_in_every_thread():
+    done = subprocess.run([sys.executable, "-c", DENORMALS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "True"]
