@@ -64,6 +64,17 @@ class Job:
         if not (self.directory / "config.yaml").exists():
             make_folder(self.directory, {"config.yaml": OmegaConf.to_yaml(self.cfg), "environment.json": facts})
 
+    def fail(self, error: Exception) -> None:
+        """Tell in its directory what went wrong.
+
+        Args:
+            error: What was raised.
+        """
+        self.make("{}\n")
+        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+        failure = {"status": "failed", "error": " ".join(said.split()), "traceback": traceback.format_exc()}
+        write_json(self.directory / "status.json", failure)
+
 
 def run_group(folder: Path) -> None:
     """Train all runs of a group, or go on with those that have not ended.
@@ -82,7 +93,7 @@ def run_group(folder: Path) -> None:
             return
         record = json.loads((folder / GROUP).read_text())
         jobs = [_job(folder.parent.parent / "runs" / one["name"], one["config"], record) for one in record["jobs"]]
-        if len(jobs) > 1 and not (folder / APART).exists():
+        if not (folder / APART).exists():
             try:
                 _together(jobs, tuple(record["shape"]), folder, mine)
             except BusyError as error:
@@ -94,7 +105,10 @@ def run_group(folder: Path) -> None:
                     return
                 if jobs[0].cfg.debug:
                     raise
-                _part(jobs, folder)
+                if len(jobs) > 1:
+                    _part(jobs, folder)
+                else:
+                    jobs[0].fail(error)
         for job in jobs:
             if not job.ended and mine:
                 _alone(job)
@@ -126,7 +140,7 @@ def _job(directory: Path, config: dict[str, Any], record: dict[str, Any]) -> Job
 
 
 def _together(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim) -> None:
-    """Train as one program those that have not ended; the places of the others stay, frozen."""
+    """Train as one program those that have not ended; the places of the others stay, frozen. A group may be one job."""
     began = time.perf_counter()
     if all(job.ended for job in jobs):
         return
@@ -162,7 +176,7 @@ def _together(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim
 
 
 def _progress(folder: Path, mine: Claim) -> Callable[[Trainer], None]:
-    """Tell now and then how far the group is; stop where the claim is lost."""
+    """Tell now and then how far the group is; stop before anything is written where the claim is lost."""
     told = -math.inf
 
     def tell(trainer: Trainer) -> None:
@@ -190,11 +204,7 @@ def _alone(job: Job) -> None:
         if isinstance(error, BusyError):
             print(f"fisherlab: {error}", file=sys.stderr)
             return
-        if not job.directory.exists():
-            job.make("{}\n")
-        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        failure = {"status": "failed", "error": " ".join(said.split()), "traceback": traceback.format_exc()}
-        write_json(job.directory / "status.json", failure)
+        job.fail(error)
         return
     if result.status == "interrupted":
         raise KeyboardInterrupt

@@ -94,7 +94,7 @@ class Trainer:
         recorders: Their tables, in the order of `experiment.cfgs`.
         home: Where the checkpoint of all of them goes.
         on_end: Called with each run as it ends.
-        on_flush: Called after rows were written, a few times a second.
+        on_flush: Called before rows are written, a few times a second.
         show_bar: Whether to draw a progress bar.
     """
 
@@ -203,6 +203,7 @@ class Trainer:
 
     def _flush(self, failures: Mapping[tuple[int, ...], SolveError] | None = None) -> None:
         """Write the waiting rows; end the runs that diverged, or whose solve failed."""
+        self.on_flush(self)
         if failures is None:
             failures = getattr(self.experiment.optimizer, "failures", dict)()
         for lane, rows in zip(self.lanes, self.log.take(), strict=False):
@@ -211,7 +212,6 @@ class Trainer:
                 lane.record(rows, None if failure is None else (failure.step + 1, str(failure)))
                 self._see_off(lane)
         self.bar.update(self.step - self.bar.n)
-        self.on_flush(self)
 
     def _see_off(self, lane: Lane) -> None:
         """Where a run has ended before the others: say so, and freeze it."""

@@ -1,5 +1,6 @@
 """A group killed at any moment goes on to the same tables; one job's error or a full disk stops no other."""
 
+import contextlib
 import errno
 import json
 import os
@@ -135,6 +136,26 @@ def test_a_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path, monkeypat
     monkeypatch.setattr(Recorder, "metric", full)
     run_group(place)
     assert "No space left on device; start the same command again" in capsys.readouterr().err
+    monkeypatch.undo()
+    run_group(place)
+    for overrides in grid:
+        assert tables(runs(place) / name(overrides)) == tables(runs(whole) / name(overrides))
+
+
+@pytest.mark.parametrize("grid", [[["lr=0.01"]], [["lr=0.01"], ["lr=0.02"]]])
+def test_who_has_lost_the_claim_writes_nothing_more(tmp_path, monkeypatch, capsys, grid):
+    class Lost:
+        def __bool__(self) -> bool:
+            written = runs(place) / name(grid[0]) / "steps.csv"
+            return not written.exists()
+
+    whole, place = group(tmp_path / "whole", [1, len(grid)], grid), group(tmp_path / "lost", [1, len(grid)], grid)
+    run_group(whole)
+    monkeypatch.setattr("fisherlab.sweep.group.claim", lambda folder: contextlib.nullcontext(Lost()))
+    run_group(place)
+    assert "another machine has taken this group over; start the same command again" in capsys.readouterr().err
+    first, again = (tables(runs(place) / name(o))["steps.csv"] for o in (grid[0], grid[-1]))
+    assert len(first.splitlines()) == len(again.splitlines()) == 4  # up to the histogram at step 3, the first rows
     monkeypatch.undo()
     run_group(place)
     for overrides in grid:
