@@ -35,6 +35,15 @@ PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
         {"kind": "mc", "structure": "gram", "samples": 2, "lr": 0.3, "damping": 0.1},
     ),
     "full": (fisherlab.NaturalGradient, {"kind": "exact", "structure": "full", "ema": 0.9, "lr": 0.3}),
+    "layer": (fisherlab.NaturalGradient, {"kind": "mc", "structure": "layer", "ema": 0.9, "lr": 0.3, "damping": 0.1}),
+    "unit": (
+        fisherlab.NaturalGradient,
+        {"structure": "unit", "ema": 0.9, "inverse_period": 2, "lr": 0.1, "damping": 0.1},
+    ),
+    "diagonal": (
+        fisherlab.NaturalGradient,
+        {"kind": "empirical", "structure": "diagonal", "ema": 0.9, "lr": 0.1, "damping": 0.3},
+    ),
 }
 NATURAL = {name: preset for name, preset in PRESETS.items() if issubclass(preset[0], fisherlab.NaturalGradient)}
 

@@ -1,26 +1,42 @@
 """The Fisher information: capture, kinds, structures."""
 
+from fisherlab.fisher.blocks import Blocks
 from fisherlab.fisher.capture import Capture, Captured, Inputs
+from fisherlab.fisher.diagonal import Diagonal
 from fisherlab.fisher.full import Full
 from fisherlab.fisher.gram import Gram
 from fisherlab.fisher.kinds import Kind, Statistics, statistics
 from fisherlab.fisher.kronecker import Kronecker
+from fisherlab.fisher.layer import LayerBlocks
 from fisherlab.fisher.smaller import Smaller
 from fisherlab.fisher.structure import Structure
+from fisherlab.fisher.unit import UnitBlocks
 
-STRUCTURES: dict[str, type[Structure]] = {"kronecker": Kronecker, "gram": Gram, "full": Full, "smaller": Smaller}
+STRUCTURES: dict[str, type[Structure]] = {
+    "kronecker": Kronecker,
+    "gram": Gram,
+    "full": Full,
+    "smaller": Smaller,
+    "layer": LayerBlocks,
+    "unit": UnitBlocks,
+    "diagonal": Diagonal,
+}
 
 __all__ = [
     "STRUCTURES",
+    "Blocks",
     "Capture",
     "Captured",
+    "Diagonal",
     "Full",
     "Gram",
     "Inputs",
     "Kind",
     "Kronecker",
+    "LayerBlocks",
     "Smaller",
     "Statistics",
     "Structure",
+    "UnitBlocks",
     "statistics",
 ]

@@ -38,6 +38,12 @@ class Layer:
         return [p for p in (self.module.weight, self.module.bias) if isinstance(p, nn.Parameter)]
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Of its homogeneous weight: (out, in + 1), or (out, in) without biases."""
+        out, inputs = self.module.weight.shape[-2:]
+        return out, inputs + (self.module.bias is not None)
+
+    @property
     def scale(self) -> float:
         """Parameterisation scale of the weights."""
         return self.module.scale if isinstance(self.module, Dense) else 1.0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import UsageError
+from fisherlab.fisher.full import per_example
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import add_to_diagonal, cholesky
 from fisherlab.fisher.structure import Structure, stacked
@@ -60,10 +61,8 @@ class Gram(Structure):
         Raises:
             ValueError: Before the first update.
         """
-        if self._stats is None:
-            raise ValueError("gram has no batch yet: call update first")
-        k: Tensor | None = None
-        for inputs, g in zip(self._stats.inputs, self._stats.gradients, strict=True):
+        stats, k = self._batch(), None
+        for inputs, g in zip(stats.inputs, stats.gradients, strict=True):
             m, rows = g.shape[-3], g.flatten(-3, -2)
             aa = inputs.a @ inputs.a.mT
             if inputs.ones is not None:
@@ -72,7 +71,7 @@ class Gram(Structure):
             term = (aa * (rows @ rows.mT)).double()
             k = term if k is None else k + term
         assert k is not None
-        return k * self._stats.weight
+        return k * stats.weight
 
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
@@ -118,6 +117,25 @@ class Gram(Structure):
             return parts
         over = (1 / self._shift)[..., None, None]
         return [(p.double() + v.double() * over).to(v.dtype) for p, v in zip(parts, outside, strict=True)]
+
+    def matvec(self, v: list[Tensor]) -> list[Tensor]:
+        """See `Structure.matvec`: weight / B * U^T U v."""
+        stats = self._batch()
+        return self._combine(stats, self._products(stats, v) * (stats.weight / stats.batch))
+
+    def trace(self) -> Tensor:
+        """See `Structure.trace`: that of K / B."""
+        return self.kernel().diagonal(dim1=-2, dim2=-1).sum(-1) / self._batch().batch
+
+    def dense(self) -> Tensor:
+        """See `Structure.dense`."""
+        u = per_example(self._batch())
+        return u.mT @ u * (self._batch().weight / self._batch().batch)
+
+    def _batch(self) -> Statistics:
+        if self._stats is None:
+            raise ValueError("gram has no batch yet: call update first")
+        return self._stats
 
     @staticmethod
     def _combine(stats: Statistics, c: Tensor) -> list[Tensor]:

@@ -49,6 +49,11 @@ class Statistics:
         return self.gradients[0].shape[-2]
 
     @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Every layer's (out, in + 1)."""
+        return [(g.shape[-1], s.width) for g, s in zip(self.gradients, self.inputs, strict=True)]
+
+    @property
     def rows(self) -> int:
         """Number of vectors u, M * B."""
         return self.gradients[0].shape[-3] * self.batch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherlab.fisher.capture import Inputs
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import by_lanes, cholesky, eigh, inverse, second_moment, symmetric
+from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, eigh, inverse, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
 
 INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
@@ -163,6 +163,20 @@ class Kronecker(Structure):
     def _solve_eigen(v: Tensor, vectors_a: Tensor, vectors_g: Tensor, denominator: Tensor) -> Tensor:
         rotated = vectors_g.mT @ v @ vectors_a
         return vectors_g @ (rotated / denominator) @ vectors_a.mT
+
+    def matvec(self, v: list[Tensor]) -> list[Tensor]:
+        """See `Structure.matvec`."""
+        return [g @ layer @ a for layer, a, g in zip(v, self.a, self.g, strict=True)]
+
+    def trace(self) -> Tensor:
+        """See `Structure.trace`: of a Kronecker product, the product of the traces."""
+        traces = [[m.diagonal(dim1=-2, dim2=-1).sum(-1) for m in pair] for pair in zip(self._a, self._g, strict=True)]
+        return torch.stack([a * g for a, g in traces]).sum(0)
+
+    def dense(self) -> Tensor:
+        """See `Structure.dense`: G (x) A, for a layer's matrix is laid out row by row."""
+        products = [torch.einsum("...ij,...kl->...ikjl", g, a) for a, g in zip(self.a, self.g, strict=True)]
+        return block_diagonal([p.flatten(-2).flatten(-3, -2) for p in products])
 
     def state(self) -> dict[str, Any]:
         """See `Structure.state`: the factors, and the factorisations of the last refresh."""

@@ -128,6 +128,25 @@ def _accumulate(out: Tensor, left: Tensor, right: Tensor, decay: float, alpha: f
     out.view(-1, *out.shape[-2:]).baddbmm_(left.mT, right, beta=decay, alpha=alpha)
 
 
+def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Put square matrices on a diagonal, zeros elsewhere.
+
+    Args:
+        blocks: [..., n1, n1], [..., n2, n2], ...; the leading axes broadcast.
+
+    Returns:
+        Tensor [..., n, n] with n = n1 + n2 + ...
+    """
+    n = sum(block.shape[-1] for block in blocks)
+    out = blocks[0].new_zeros(*torch.broadcast_shapes(*(block.shape[:-2] for block in blocks)), n, n)
+    at = 0
+    for block in blocks:
+        end = at + block.shape[-1]
+        out[..., at:end, at:end] = block
+        at = end
+    return out
+
+
 def add_to_diagonal(m: Tensor, amount: Tensor) -> Tensor:
     """M + amount * I, leaving M as it is.
 

@@ -31,3 +31,15 @@ class Smaller(Structure):
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve`."""
         return self.chosen.solve(gradient, extra)
+
+    def matvec(self, v: list[Tensor]) -> list[Tensor]:
+        """See `Structure.matvec`."""
+        return self.chosen.matvec(v)
+
+    def trace(self) -> Tensor:
+        """See `Structure.trace`."""
+        return self.chosen.trace()
+
+    def dense(self) -> Tensor:
+        """See `Structure.dense`."""
+        return self.chosen.dense()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,17 @@ class Structure(ABC):
 
     def __init__(self, damping_mode: str | None = None) -> None:
         self.damping_mode = damping_mode or self.damping_modes[0]
+
+    def check(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Refuse layers that ask for too much, before anything is computed.
+
+        Args:
+            shapes: (out, in + 1) of every layer's homogeneous weight.
+
+        Raises:
+            UsageError: If a matrix would be too large.
+        """
+        del shapes
 
     @abstractmethod
     def update(self, stats: Statistics, decay: float) -> None:
@@ -61,6 +73,44 @@ class Structure(ABC):
         Returns:
             u, per layer.
         """
+
+    @abstractmethod
+    def matvec(self, v: list[Tensor]) -> list[Tensor]:
+        """Multiply by the average, undamped.
+
+        Args:
+            v: Per layer.
+
+        Returns:
+            M v, per layer.
+        """
+
+    @abstractmethod
+    def trace(self) -> Tensor:
+        """The trace of the average, undamped.
+
+        Returns:
+            Tensor [...].
+        """
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Write the average out, undamped.
+
+        Returns:
+            Tensor [..., P, P]; the layers in order, each row by row as [out, in + 1].
+        """
+
+    def quadratic(self, v: list[Tensor]) -> Tensor:
+        """The quadratic form v^T M v of the average, undamped.
+
+        Args:
+            v: Per layer.
+
+        Returns:
+            Tensor [...].
+        """
+        return torch.stack([(a * b).sum((-2, -1)) for a, b in zip(v, self.matvec(v), strict=True)]).sum(0)
 
     def start_at_identity(self, stats: Statistics) -> None:
         """Set the average to the identity before the first update.

@@ -25,7 +25,7 @@ from fisherlab.optim.state import copied, forget
 from fisherlab.streams import Streams
 
 RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
-FORMAT = 1
+FORMAT = 2
 
 
 class FisherOptimizer(torch.optim.Optimizer):
@@ -151,6 +151,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             raise UsageError(
                 "the model has no layer that a natural gradient covers: expected nn.Linear or fisherlab.Dense"
             )
+        self.preconditioner.structure.check([layer.shape for layer in self.capture.layers])
         names = {id(p): n for n, p in trainable}
         covered = [p for layer in self.capture.layers for p in layer.parameters]
         groups = [{"params": covered, "names": [names[id(p)] for p in covered], "lr": lr}]

@@ -81,7 +81,13 @@ def _matrices(experiment: Experiment, layers: list[tuple[int, int]], batch: int,
     structure = preconditioner.structure_name
     if structure == "smaller":
         structure = "gram" if rows < count else "full"
-    return sampled + {"gram": dual, "full": primal}.get(structure, FACTORS * sum(n**2 + m**2 for n, m in layers))
+    blocks = {
+        "kronecker": sum(n**2 + m**2 for n, m in layers),
+        "layer": sum((n * m) ** 2 for n, m in layers),
+        "unit": sum(n**2 * m for n, m in layers),
+        "diagonal": count,
+    }
+    return sampled + {"gram": dual, "full": primal}.get(structure, FACTORS * blocks.get(structure, 0))
 
 
 def available(device: torch.device) -> int:

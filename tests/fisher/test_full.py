@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher import Full
-from fisherlab.fisher import full as full_module
+from fisherlab.fisher import Full, blocks
 from fisherlab.fisher.full import parameters, per_example
 from tests.cases import LAYERS, batch_of, batch_statistics, flat, like, model_of
 from tests.compare import assert_close, assert_same_bits
@@ -63,6 +62,8 @@ def test_singular_without_damping_is_marked():
 
 
 def test_a_matrix_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr(full_module, "MAX_PARAMETERS", 42)
-    with pytest.raises(UsageError, match=r"structure=full needs a 43 x 43 matrix: expected at most 42 parameters"):
+    monkeypatch.setattr(blocks, "MAX_SIZE", 42)
+    with pytest.raises(
+        UsageError, match=r"structure=full needs a 43 x 43 matrix: expected at most 42 parameters in a block"
+    ):
         Full().update(stats()[0], 0.0)

@@ -15,10 +15,18 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "kfac", "efngd"])
-@pytest.mark.parametrize("problem", PROBLEMS)
+EVERYWHERE = ["sgd", "adam", "kfac", "efngd"]
+SMALL = ["ngd", "kfac_empirical", "layer_ngd", "unit_ngd", "diag_ngd"]
+CASES = [(problem, optimizer) for problem in PROBLEMS for optimizer in EVERYWHERE]
+CASES += [("digits mlp", "layer_ngd narrow"), *(("a1a logistic", optimizer) for optimizer in SMALL)]
+CASES += [("digits mlp", optimizer) for optimizer in SMALL if optimizer != "layer_ngd"]
+
+
+@pytest.mark.parametrize(("problem", "optimizer"), CASES)
 def test_the_loss_falls(run, problem, optimizer):
-    result = run("evaluate_every=null", *PROBLEMS[problem], f"optimizer={optimizer}")
+    optimizer, _, narrow = optimizer.partition(" ")
+    hidden = ["model.hidden=[16]"] if narrow else []  # a block of a layer, not of thousands of parameters
+    result = run("evaluate_every=null", *PROBLEMS[problem], *hidden, f"optimizer={optimizer}")
     loss = pd.read_csv(result.directory / "metrics.csv")["train_loss"]
     assert result.status == "finished"
     assert loss.iloc[-1] < 0.99 * loss.iloc[0]

@@ -1,0 +1,32 @@
+"""The unit-wise Fisher: one dense block per unit, over its incoming weights and its bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from fisherlab.fisher.blocks import Blocks
+from fisherlab.fisher.kinds import Statistics
+
+CHUNK = 64 << 20  # bytes of one replica's rows that are formed at a time
+
+
+class UnitBlocks(Blocks):
+    """One block per unit, E[g_i^2 a-bar a-bar^T] (unit-wise: Ollivier 2015; Amari, Karakida and Oizumi 2019)."""
+
+    name = "unit"
+    instead = "diagonal or kronecker"
+
+    def sizes(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """See `Blocks.sizes`."""
+        return list(shapes)
+
+    def rows(self, stats: Statistics, family: int) -> Iterator[Tensor]:
+        """See `Blocks.rows`: the columns or samples of an example share its inputs, so their g_i^2 are added first."""
+        a = stats.inputs[family].joined.unsqueeze(-3)
+        roots = stats.gradients[family].square().sum(-3).sqrt().mT.unsqueeze(-1)
+        # Counted for one replica: cut in another way, a replica in a group could round in another way than alone.
+        units = max(1, CHUNK // (a.element_size() * a.shape[-2] * a.shape[-1]))
+        for some in roots.split(units, -3):
+            yield a * some
