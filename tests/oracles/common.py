@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fisherlab
-from fisherlab.fisher import Full, Kronecker
+from fisherlab.fisher import STRUCTURES, Kronecker
 from fisherlab.likelihood import make_likelihood
 from fisherlab.models import Dense, stack_replicas
 from tests.cases import batch_of, batch_statistics, model_of
@@ -57,11 +57,11 @@ class Problem:
         assert torch.equal(make_likelihood(self.likelihood).sample(f, noise), labels) or self.likelihood == "gaussian"
         return noise.unsqueeze(0)
 
-    def dense(self, kind: str, labels: Tensor | None = None) -> Tensor:
-        """The dense Fisher, in the peer's order."""
-        full = Full()
-        full.update(self.statistics(kind, labels), 0.0)
-        return self.reordered(self.lane(full.matrix))
+    def dense(self, kind: str, labels: Tensor | None = None, structure: str = "full") -> Tensor:
+        """The Fisher, or what a structure keeps of it, written out in the peer's order."""
+        found = STRUCTURES[structure]()
+        found.update(self.statistics(kind, labels), 0.0)
+        return self.reordered(self.lane(found.dense()))
 
     def blocks(self, kind: str, labels: Tensor | None = None) -> list[Tensor]:
         """G (x) A of every layer, in homogeneous order."""

@@ -58,6 +58,27 @@ def test_exact_fisher(likelihood, form, duplicated):
     assert_close(p.dense("exact"), root.mT @ root / (nll_scale(p) * len(p.peer_x)), 1e-12)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_exact_diagonal(likelihood, form):
+    p = problem(form, likelihood, outputs=1 if likelihood == "bernoulli" else 3)
+    expected = torch.cat([q.diag_ggn_exact.flatten() for q in run(p, extensions.DiagGGNExact())])
+    found = p.dense("exact", structure="diagonal").diagonal()
+    assert_close(found, expected / (nll_scale(p) * len(p.peer_x)), 1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_exact_blocks_of_units(likelihood, form):
+    # It has no such structure: the units' blocks are cut out of its square root.
+    p = problem(form, likelihood, bias=False, outputs=1 if likelihood == "bernoulli" else 3)
+    blocks = []
+    for q in run(p, extensions.SqrtGGNExact()):
+        root = q.sqrt_ggn_exact.flatten(0, 1) / (nll_scale(p) * len(p.peer_x)) ** 0.5
+        blocks += [root[:, i].mT @ root[:, i] for i in range(len(q))]
+    assert_close(p.dense("exact", structure="unit"), torch.block_diag(*blocks), 1e-12)
+
+
 @pytest.mark.parametrize("duplicated", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("likelihood", ["categorical", "gaussian"])

@@ -66,6 +66,19 @@ def test_dense_matrix(likelihood, kind, form, duplicated):
     assert_close(p.dense(kind, labels(p, kind)), expected, 1e-12)
 
 
+@pytest.mark.parametrize(("structure", "representation"), [("layer", "PMatBlockDiag"), ("diagonal", "PMatDiag")])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("kind", "likelihood"), CASES)
+def test_what_a_structure_keeps(likelihood, kind, form, bias, structure, representation):
+    p = problem(form, likelihood, bias=bias)
+    expected = fisher(p, getattr(objects, representation), kind)
+    assert_close(p.dense(kind, labels(p, kind), structure), expected.to_torch().detach(), 1e-12)
+    if kind != "mc":
+        step = p.step(kind=kind, structure=structure, damping=1e-3)
+        assert_close(step, expected.solve(vector(p, p.gradient()), regul=1e-3).to_torch(), 1e-9)
+
+
 @pytest.mark.parametrize("structure", ["gram", "full"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kind", "likelihood"), CASES[:-1])
