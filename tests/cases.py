@@ -26,6 +26,7 @@ PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
     "adam": (fisherlab.Adam, {"lr": 0.01}),
     "kfac": (fisherlab.KFAC, {"inverse_period": 2}),
     "kfac-inverse": (fisherlab.KFAC, {"inverse_period": 5, "stats_period": 2}),  # few refreshes: an explicit inverse
+    "kfac-tau1": (fisherlab.KFAC, {"tau1": 0.5, "inverse_period": 2}),
     "kfac-tikhonov": (fisherlab.KFAC, {"kind": "empirical", "damping_mode": "tikhonov", "inverse_period": 1}),
     "kfac-exact": (fisherlab.KFAC, {"kind": "exact", "ema_start": "identity", "stats_period": 2}),
     "efngd": (fisherlab.EFNGD, {}),

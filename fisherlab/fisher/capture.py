@@ -141,6 +141,19 @@ class Captured:
     inputs: list[Inputs]
     _graph_output: Tensor
     _preactivations: list[Tensor]
+    _stride: int = 1
+
+    def thinned(self, stride: int) -> Captured:
+        """Keep every so many examples only, for statistics from a part of the batch; nothing is computed anew.
+
+        Args:
+            stride: 8 keeps the examples 0, 8, 16, ...
+
+        Returns:
+            As if these had been the batch.
+        """
+        kept = [Inputs(s.a[..., ::stride, :], s.ones) for s in self.inputs]
+        return Captured(self.output[..., ::stride, :], kept, self._graph_output, self._preactivations, stride)
 
     def backward(self, cotangent: Tensor, extra: Sequence[Tensor] = ()) -> tuple[list[Tensor], list[Tensor]]:
         """Back-propagate one cotangent per example to the pre-activations.
@@ -153,11 +166,15 @@ class Captured:
             Per-example pre-activation gradients [..., B, out], one per layer; and the gradients of the summed loss with
             respect to `extra`.
         """
-        wanted = [*self._preactivations, *extra]
+        wanted, rows = [*self._preactivations, *extra], slice(None, None, self._stride)
+        if self._stride > 1:
+            whole = torch.zeros_like(self._graph_output)
+            whole[..., rows, :] = cotangent
+            cotangent = whole
         found = torch.autograd.grad(self._graph_output, wanted, cotangent, retain_graph=True, allow_unused=True)
         n = len(self._preactivations)
         filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
-        return filled[:n], filled[n:]
+        return [g[..., rows, :] for g in filled[:n]], filled[n:]
 
     def backward_each(self, cotangents: Tensor) -> list[Tensor]:
         """Back-propagate several cotangents per example, one after another over the same graph.

@@ -21,6 +21,15 @@ def _period(name: str, value: int) -> int:
     return value
 
 
+def _stride(tau1: float) -> int:
+    if isinstance(tau1, bool) or not isinstance(tau1, (int, float)) or not 0 < tau1 <= 1:
+        raise UsageError(f"tau1={tau1!r} is out of range: expected 1, 1/2, 1/3, ..., for example 0.125")
+    stride = round(1 / tau1)
+    if abs(stride * tau1 - 1) > 1e-3:
+        raise UsageError(f"tau1={tau1} is no fraction 1/k: the nearest is 1/{stride}, {1 / stride:.4g}")
+    return stride
+
+
 class Preconditioner:
     """Turns gradients into natural gradients.
 
@@ -33,6 +42,8 @@ class Preconditioner:
         stats_period: Steps between updates of the average.
         inverse_period: Steps between factorisations: the first batch's serves until step `inverse_period`. (Martens and
             Grosse 2015 also refresh at steps 1 to 3.)
+        tau1: The part of a batch's examples from which the statistics are taken, 1/k for a whole k: every k-th example
+            (Martens and Grosse 2015, Section 8, take 1/8).
         samples: Labels per example for mc.
         max_columns: The most outputs for exact.
 
@@ -50,6 +61,7 @@ class Preconditioner:
         ema_start: str = "batch",
         stats_period: int = 1,
         inverse_period: int = 1,
+        tau1: float = 1.0,
         samples: int = 1,
         max_columns: int = MAX_COLUMNS,
     ) -> None:
@@ -72,11 +84,16 @@ class Preconditioner:
         self.ema, self.ema_start = ema, ema_start
         self.stats_period = _period("stats_period", stats_period)
         self.inverse_period = _period("inverse_period", inverse_period)
+        self.tau1, self._stride = tau1, _stride(tau1)
         self.samples = _period("samples", samples)
         self.max_columns = _period("max_columns", max_columns)
         self.step, self.updates = 0, 0
         self._failed: tuple[Tensor, Tensor] | None = None
         self._stale = False
+        if not self.structure.keeps and tau1 != 1:
+            raise UsageError(
+                f"tau1={tau1} does not fit structure={structure}: expected 1, for its basis is the whole batch"
+            )
         if not self.structure.keeps and (ema or stats_period > 1 or inverse_period > 1 or ema_start == "identity"):
             raise UsageError(
                 f"structure={structure} keeps no moving average, because its basis is the batch: expected ema=0, "
@@ -105,6 +122,10 @@ class Preconditioner:
         """
         if self.step % self.stats_period:
             return
+        if self._stride > 1:
+            captured, mean = captured.thinned(self._stride), mean[..., :: self._stride, :]
+            observed = [g[..., :: self._stride, :] for g in observed]
+            y = y[..., :: self._stride] if y.ndim < captured.output.ndim else y[..., :: self._stride, :]
         noise = None
         if self.kind is Kind.MC:
             shape = (self.samples, *captured.output.shape[-2:])

@@ -89,6 +89,7 @@ class NaturalGradient(FisherOptimizer):
         ema_start: batch or identity.
         stats_period: Steps between updates of the statistics.
         inverse_period: Steps between factorisations, see `Preconditioner`.
+        tau1: Part of a batch's examples from which the statistics are taken, see `Preconditioner`.
         samples: Sampled labels per example, for mc.
         max_columns: The most outputs for exact.
         **options: L2, KL clip, learning rate of uncovered parameters, and seed, see `FisherOptimizer`.
@@ -112,6 +113,7 @@ class NaturalGradient(FisherOptimizer):
         ema_start: str = "batch",
         stats_period: int = 1,
         inverse_period: int = 1,
+        tau1: float = 1.0,
         samples: int = 1,
         max_columns: int = MAX_COLUMNS,
         **options: Any,
@@ -124,6 +126,7 @@ class NaturalGradient(FisherOptimizer):
             ema_start=ema_start,
             stats_period=stats_period,
             inverse_period=inverse_period,
+            tau1=tau1,
             samples=samples,
             max_columns=max_columns,
         )

@@ -34,6 +34,7 @@ MISTAKES += [
         (fisherlab.KFAC, "stats_period", (0, 1.5, True)),
         (fisherlab.KFAC, "inverse_period", (-1,)),
         (fisherlab.KFAC, "samples", (0,)),
+        (fisherlab.KFAC, "tau1", (0, 1.5, True)),
     )
     for value in values
 ]
@@ -62,6 +63,8 @@ def test_bad_values_are_refused_at_construction_by_name(build, value, message):
         ),
         (lambda m: natural(m, "categorical", structure="gram", ema=0.9), "structure=gram keeps no moving average"),
         (lambda m: fisherlab.EFNGD(m, "categorical", stats_period=2), "structure=smaller keeps no moving average"),
+        (lambda m: fisherlab.KFAC(m, "categorical", tau1=0.4), "tau1=0.4 is no fraction 1/k: the nearest is 1/2, 0.5"),
+        (lambda m: fisherlab.EFNGD(m, "categorical", tau1=0.5), "tau1=0.5 does not fit structure=smaller: expected 1"),
         (lambda m: fisherlab.KFAC(m, "categorical", ema_start="zero"), "ema_start='zero' is unknown"),
         (lambda m: fisherlab.SGD(m, "categorial"), "likelihood='categorial' is unknown: did you mean 'categorical'"),
         (lambda m: fisherlab.SGD(nn.Tanh(), "categorical"), "no trainable parameters"),

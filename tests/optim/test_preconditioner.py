@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import fisherlab
-from tests.cases import LIKELIHOODS, batch_of, direction, label_noise, model_of, parameters
+from tests.cases import KINDS, LIKELIHOODS, batch_of, direction, label_noise, model_of, parameters
 from tests.compare import assert_close, assert_same_bits
-from tests.reference import Twin
+from tests.reference import Twin, damped_solve
 
 
 def run(optimizer, steps, look):
@@ -99,6 +99,20 @@ def test_labels_are_the_stream_s_for_this_seed_and_step(likelihood):
         expected = Twin(model, likelihood, x, y).fisher("mc", noise)
         optimizer.step(x, y)
         assert_close(optimizer.preconditioner.structure.matrix, expected, 1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_statistics_from_a_part_of_the_batch(likelihood, kind, bias):
+    model, (x, y) = model_of(bias=bias), batch_of(likelihood, batch=7)
+    part = Twin(model, likelihood, x[::3], y[::3])
+    optimizer = fisherlab.NaturalGradient(
+        model, likelihood, kind=kind, structure="full", samples=2, damping=0.1, tau1=1 / 3, seed=9
+    )
+    noise = label_noise(optimizer, x[::3])
+    expected = damped_solve(part.fisher(kind, noise), 0.1, Twin(model, likelihood, x, y).gradient)
+    assert_close(direction(optimizer, x, y), expected, 1e-11)
 
 
 def test_labels_drawn_every_third_step_are_those_of_that_step():
