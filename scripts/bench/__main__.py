@@ -1,6 +1,7 @@
 """Measure speed as ratios against named alternatives, interleaved in one run; writes results/bench/.
 
-Run by `make bench`. The bars are those of the design: a K-FAC step at most 0.8 of asdl's at equal settings; 32 replicas
+Run by `make bench`. The bars are those of the design: a K-FAC step at most 0.8 of asdl's at equal settings, 0.5 with
+statistics from an eighth of the batch; an exact EF-NGD step at most 2.5 steps of torch.optim.SGD; 32 replicas
 at most 0.6 of 32 runs one after another and 0.35 of asdl's, at 0.4 of the matrix-product rate, and 128 of them cost no
 more each than 8; the trainer with all records at most 1.10 (without norms 1.05) of a bare loop of the same optimizer.
 """
@@ -35,6 +36,13 @@ def bench_kfac(rounds: int) -> Rows:
     return kfac.bench(rounds)
 
 
+def bench_exact(rounds: int) -> Rows:
+    """Exact full-matrix steps against SGD and an iterative solve."""
+    from scripts.bench import exact
+
+    return exact.bench(rounds)
+
+
 def bench_replicas(rounds: int) -> Rows:
     """Replicas against runs one after another and against asdl, by number of replicas."""
     from scripts.bench import replicas
@@ -57,8 +65,12 @@ def bench_trainer(rounds: int) -> Rows:
 
 
 SECTIONS: dict[str, Callable[[int], Rows]] = {
-    "kfac": bench_kfac, "replicas": bench_replicas, "roofline": bench_roofline, "trainer": bench_trainer
-}  # fmt: skip
+    "kfac": bench_kfac,
+    "exact": bench_exact,
+    "replicas": bench_replicas,
+    "roofline": bench_roofline,
+    "trainer": bench_trainer,
+}
 
 
 def measure(section: str, rounds: int) -> None:

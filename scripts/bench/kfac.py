@@ -19,10 +19,10 @@ OTHERS = {
 }
 
 
-def ours(x: Tensor, y: Tensor, period: int) -> peers.Step:
+def ours(x: Tensor, y: Tensor, period: int, tau1: float = 1.0) -> peers.Step:
     """One K-FAC step of fisherlab: sampled Fisher, EMA, factored damping."""
     model = peers.plain_net(peers.MLP)
-    optimizer = KFAC(model, "categorical", lr=LR, damping=1e-2, momentum=0.9, inverse_period=period)
+    optimizer = KFAC(model, "categorical", lr=LR, damping=1e-2, momentum=0.9, inverse_period=period, tau1=tau1)
     return lambda: optimizer.step(x, y)
 
 
@@ -36,6 +36,7 @@ def steps_of_all() -> dict[str, peers.Step]:
     }
     for period in (1, 20):
         steps[f"fisherlab {period}"] = ours(x, y, period)
+        steps[f"fisherlab {period}, tau1"] = ours(x, y, period, 1 / 8)
         steps[f"asdl {period}"] = peers.asdl_kfac(peers.plain_net(peers.MLP), lambda: (x, y), period, len(x))
         steps[f"singd {period}"] = peers.singd(peers.plain_net(peers.MLP), lambda: (x, y), period)
     return steps
@@ -50,7 +51,7 @@ def bench(rounds: int) -> list[dict[str, object]]:
     for step in steps.values():
         timed(step, STEPS)
     seconds = interleaved({name: lambda step=step: timed(step, STEPS) for name, step in steps.items()}, rounds)
-    return [
+    rows = [
         compare(
             f"K-FAC step, batch 1000, inverse every {period}", against, bar, seconds, f"fisherlab {period}", of[period]
         )
@@ -58,3 +59,7 @@ def bench(rounds: int) -> list[dict[str, object]]:
         for against, (bar, of) in OTHERS.items()
         if period in of
     ]
+    for period, bar in ((1, None), (20, 0.5)):
+        what = f"K-FAC step, batch 1000, inverse every {period}, statistics from 1/8 of the batch"
+        rows.append(compare(what, "asdl", bar, seconds, f"fisherlab {period}, tau1", f"asdl {period}"))
+    return rows
