@@ -63,15 +63,20 @@ class Gram(Structure):
         """
         stats, k = self._batch(), None
         for inputs, g in zip(stats.inputs, stats.gradients, strict=True):
-            m, rows = g.shape[-3], g.flatten(-3, -2)
-            aa = inputs.a @ inputs.a.mT
+            aa, rows = inputs.a @ inputs.a.mT, g.flatten(-3, -2)
             if inputs.ones is not None:
-                aa = aa + inputs.ones**2
-            aa = aa.repeat(*[1] * (aa.ndim - 2), m, m) if m > 1 else aa
-            term = (aa * (rows @ rows.mT)).double()
-            k = term if k is None else k + term
+                aa.add_(inputs.ones**2)
+            term = rows @ rows.mT
+            # The columns or samples of an example share its inputs.
+            term.unflatten(-1, g.shape[-3:-1]).unflatten(-3, g.shape[-3:-1]).mul_(aa[..., None, :, None, :])
+            k = term.double() if k is None else k.add_(term)
         assert k is not None
-        return k * stats.weight
+        return k.mul_(stats.weight)
+
+    @property
+    def needs_gradient(self) -> bool:
+        """See `Structure.needs_gradient`: where the gradient lies in the span of the rows, its coefficients do."""
+        return self._batch().coefficients is None
 
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""

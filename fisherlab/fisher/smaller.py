@@ -24,6 +24,11 @@ class Smaller(Structure):
         self.chosen = Gram() if stats.rows < parameters(stats) else Full()
         self.chosen.update(stats, decay)
 
+    @property
+    def needs_gradient(self) -> bool:
+        """See `Structure.needs_gradient`."""
+        return self.chosen.needs_gradient
+
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """See `Structure.refresh`."""
         return self.chosen.refresh(damping, solves)

@@ -50,6 +50,11 @@ class Structure(ABC):
             decay: Weight of what was there; 0 forgets it.
         """
 
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether a solve reads the gradient; one with the batch as its basis may have it already."""
+        return True
+
     @abstractmethod
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:
         """Prepare solves with the present average and damping.

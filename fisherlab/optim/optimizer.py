@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -111,7 +111,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.report: dict[str, Tensor] = {}
         # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
         self._vectors: list[Tensor] = []
-        self._unwritten: list[Tensor] = []
+        self._unwritten: Callable[[], list[Tensor]] | None = None
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -120,6 +120,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Returns:
             The attributes, less the `step` that a learning-rate scheduler wraps, which belongs to this very object.
         """
+        self._write()
         return {k: v for k, v in self.__dict__.items() if k != "step"}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -207,9 +208,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         return [pair[0] for pair in self._vectors]
 
     def _write(self) -> None:
-        if self._unwritten:
-            self._flat(self._unwritten, self._vectors[0][0])
-            self._unwritten = []
+        if self._unwritten is not None:
+            self._flat(self._unwritten(), self._vectors[0][0])
+            self._unwritten = None
 
     def _room(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Where the gradient of a parameter group, and beside it the rule's vector, are kept."""
@@ -246,7 +247,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss, mean = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
         observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        gradient = [s.weighted_sum(g, 1 / batch) for s, g in zip(captured.inputs, observed, strict=True)]
+        pairs = list(zip(captured.inputs, observed, strict=True))
+        gradient = cache(lambda: [inputs.weighted_sum(g, 1 / batch) for inputs, g in pairs])
         extra = self._l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = host(self.param_groups[0]["damping"])
@@ -254,8 +256,8 @@ class FisherOptimizer(torch.optim.Optimizer):
             damping = damping + host(self.l2)
         self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
         direction = self.preconditioner(gradient, joined, damping.to(f.device, non_blocking=True))
-        self._unwritten = total(self._parts(gradient), extra)  # written where somebody asks for it
-        self._room(0, self._unwritten)
+        self._unwritten = lambda: total(self._parts(gradient()), extra)  # computed where somebody asks for it
+        self._room(0, self.param_groups[0]["params"])
         steps = [self._clipped(self._flat(self._parts(direction)))]
         if rest:
             steps.append(self._keep(1, total([g / batch for g in rest_gradients], self._l2_gradient(rest))))

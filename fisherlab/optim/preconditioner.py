@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -136,11 +137,13 @@ class Preconditioner:
         with full_precision():
             self._update(statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns, mean))
 
-    def __call__(self, gradient: list[Tensor], extra: list[Tensor] | None, damping: Tensor) -> list[Tensor]:
+    def __call__(
+        self, gradient: Callable[[], list[Tensor]], extra: list[Tensor] | None, damping: Tensor
+    ) -> list[Tensor]:
         """Make one natural gradient, with a fresh factorisation where it is its turn.
 
         Args:
-            gradient: Gradient of the mean nll, per layer.
+            gradient: Computes the gradient of the mean nll, per layer; not asked by a structure that needs none.
             extra: L2's part of the objective's gradient, per layer.
             damping: lambda (plus L2 where it counts as curvature), float64 [...].
 
@@ -151,7 +154,7 @@ class Preconditioner:
             if self._stale or self.step % self.inverse_period == 0:
                 self._stale = False
                 self._mark(self.structure.refresh(damping, self.inverse_period))
-            direction = self.structure.solve(gradient, extra)
+            direction = self.structure.solve(gradient() if self.structure.needs_gradient else [], extra)
         self.step += 1
         return direction
 
