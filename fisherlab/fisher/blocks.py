@@ -15,6 +15,7 @@ from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, second_m
 from fisherlab.fisher.structure import Structure, stacked, total
 
 MAX_SIZE = 10_000  # a float32 block of this size is 400 MB, and its Cholesky takes seconds
+MAX_NUMBERS = 10**9  # of all blocks together, 4 GB in float32
 
 
 class Blocks(Structure):
@@ -93,6 +94,11 @@ class Blocks(Structure):
             raise UsageError(
                 f"structure={self.name} needs a {largest} x {largest} matrix: expected at most {MAX_SIZE} parameters "
                 f"in a block; use structure={self.instead}"
+            )
+        if (numbers := sum(n * size**2 for n, size in self.sizes(shapes))) > MAX_NUMBERS:
+            raise UsageError(
+                f"structure={self.name} needs {numbers:.2g} numbers: expected at most {MAX_NUMBERS:.2g}; "
+                f"use structure={self.instead}"
             )
 
     def refresh(self, damping: Tensor, solves: int = 1) -> Tensor:

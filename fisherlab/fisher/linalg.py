@@ -119,15 +119,6 @@ def symmetric(m: Tensor) -> Tensor:
     return m.tril() + m.tril(-1).mT
 
 
-def _accumulate(out: Tensor, left: Tensor, right: Tensor, decay: float, alpha: float) -> None:
-    """Overwrite out with decay * out + alpha * left^T right; replicas stay in the batch dimension."""
-    if out.ndim == 2:  # where a batch of one would cost more than some of the products
-        out.addmm_(left.mT, right, beta=decay, alpha=alpha)
-        return
-    left, right = left.reshape(-1, *left.shape[-2:]), right.reshape(-1, *right.shape[-2:])
-    out.view(-1, *out.shape[-2:]).baddbmm_(left.mT, right, beta=decay, alpha=alpha)
-
-
 def block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
     """Put square matrices on a diagonal, zeros elsewhere.
 

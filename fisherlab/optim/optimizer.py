@@ -25,7 +25,7 @@ from fisherlab.optim.state import copied, forget
 from fisherlab.streams import Streams
 
 RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
-FORMAT = 2
+FORMAT = 1
 
 
 class FisherOptimizer(torch.optim.Optimizer):
@@ -350,7 +350,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         )
 
     def forget(self, at: Sequence[int]) -> None:
-        """Set what is remembered of one replica to zero, so that nothing in it is NaN; the others keep their bits.
+        """Set what is remembered of one replica to zero; the others keep their bits.
+
+        What it computes until its next factorisation is of no account.
 
         Args:
             at: Its index.

@@ -86,6 +86,7 @@ def run_group(folder: Path) -> None:
 
     Raises:
         KeyboardInterrupt: If the user interrupts; the same command goes on from there.
+        OSError: If the disk fails, other than by being full.
     """
     with claim(folder) as mine:
         if not mine:
@@ -93,28 +94,39 @@ def run_group(folder: Path) -> None:
             return
         record = json.loads((folder / GROUP).read_text())
         jobs = [_job(folder.parent.parent / "runs" / one["name"], one["config"], record) for one in record["jobs"]]
-        if not (folder / APART).exists():
-            try:
-                _together(jobs, tuple(record["shape"]), folder, mine)
-            except BusyError as error:
-                print(f"fisherlab: {error}: its group waits", file=sys.stderr)
-                return
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in FULL:  # what has ended is safe, the rest can go on
-                    print(f"fisherlab: {folder}: {error.strerror}; start the same command again", file=sys.stderr)
-                    return
-                if jobs[0].cfg.debug:
-                    raise
-                if len(jobs) > 1:
-                    _part(jobs, folder)
-                else:
-                    jobs[0].fail(error)
+        try:
+            _train(jobs, tuple(record["shape"]), folder, mine)
+        except BusyError as error:
+            print(f"fisherlab: {error}: its group waits", file=sys.stderr)
+            return
+        except OSError as error:
+            if not _is_full(error):
+                raise
+            print(f"fisherlab: {folder}: {error.strerror}; start the same command again", file=sys.stderr)
+            return
         for job in jobs:
-            if not job.ended and mine:
-                _alone(job)
             if job.status in ENDED and not (job.directory / "curves.png").exists():
                 plot(job.directory)
         (folder / checkpoint.NAME).unlink(missing_ok=True)
+
+
+def _train(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim) -> None:
+    """Train side by side; what is alone, or could not be trained so, one by one."""
+    if len(jobs) > 1 and not (folder / APART).exists():
+        try:
+            _together(jobs, shape, folder, mine)
+        except Exception as error:
+            if isinstance(error, BusyError) or _is_full(error) or jobs[0].cfg.debug:
+                raise
+            _part(jobs, folder)
+    for job in jobs:
+        if not job.ended:
+            _alone(job, _progress(folder, mine), wait=len(jobs) == 1)
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether it is no fault of any job: what has ended is safe, and the rest can go on."""
+    return isinstance(error, OSError) and error.errno in FULL
 
 
 def _part(jobs: list[Job], folder: Path) -> None:
@@ -140,7 +152,7 @@ def _job(directory: Path, config: dict[str, Any], record: dict[str, Any]) -> Job
 
 
 def _together(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim) -> None:
-    """Train as one program those that have not ended; the places of the others stay, frozen. A group may be one job."""
+    """Train as one program those that have not ended; the places of the others stay, frozen."""
     began = time.perf_counter()
     if all(job.ended for job in jobs):
         return
@@ -193,13 +205,17 @@ def _progress(folder: Path, mine: Claim) -> Callable[[Trainer], None]:
     return tell
 
 
-def _alone(job: Job) -> None:
-    """Train one run by itself; what goes wrong is told in its directory."""
+def _alone(job: Job, watch: Callable[[Trainer], None], *, wait: bool) -> None:
+    """Train one run by itself; what goes wrong is told in its directory. A busy one is waited for, or passed over."""
     try:
         begun = (job.directory / "config.yaml").exists()
-        result = resume(job.directory, debug=job.cfg.debug) if begun else train(job.cfg, job.directory)
+        result = (
+            resume(job.directory, debug=job.cfg.debug, watch=watch)
+            if begun
+            else train(job.cfg, job.directory, watch=watch)
+        )
     except Exception as error:
-        if job.cfg.debug:
+        if job.cfg.debug or _is_full(error) or (isinstance(error, BusyError) and wait):
             raise
         if isinstance(error, BusyError):
             print(f"fisherlab: {error}", file=sys.stderr)

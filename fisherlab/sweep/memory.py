@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fisherlab.fisher.unit import CHUNK as ROWS
 from fisherlab.models.dense import Dense
 from fisherlab.training.evaluate import CHUNK
 from fisherlab.training.setup import Experiment
@@ -81,13 +82,16 @@ def _matrices(experiment: Experiment, layers: list[tuple[int, int]], batch: int,
     structure = preconditioner.structure_name
     if structure == "smaller":
         structure = "gram" if rows < count else "full"
-    blocks = {
-        "kronecker": sum(n**2 + m**2 for n, m in layers),
-        "layer": sum((n * m) ** 2 for n, m in layers),
-        "unit": sum(n**2 * m for n, m in layers),
-        "diagonal": count,
+    widest = max((n * m for n, m in layers), default=0)
+    chunk = max((min(m * batch * n, batch * n + ROWS // item) for n, m in layers), default=0)
+    known = {
+        "gram": dual,
+        "full": primal,
+        "layer": FACTORS * sum((n * m) ** 2 for n, m in layers) + 2 * rows * widest,
+        "unit": FACTORS * sum(n**2 * m for n, m in layers) + 2 * chunk + sampled,
+        "diagonal": FACTORS * count + sampled,
     }
-    return sampled + {"gram": dual, "full": primal}.get(structure, FACTORS * blocks.get(structure, 0))
+    return sampled + known.get(structure, FACTORS * sum(n**2 + m**2 for n, m in layers))
 
 
 def available(device: torch.device) -> int:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,12 +44,17 @@ class RunResult:
     metrics: dict[str, Any]
 
 
-def train(cfg: DictConfig, directory: Path | None = None) -> RunResult:
+Watch = Callable[[Trainer], None]
+
+
+def train(cfg: DictConfig, directory: Path | None = None, *, watch: Watch | None = None) -> RunResult:
     """Train one run.
 
     Args:
         cfg: A composed configuration.
         directory: The run directory; `RESULTS/runs/<run id>` when None.
+        watch: A sweep's look at the run, before rows are written, in place of a bar. An OSError, which it may raise
+            too, then ends the run as it is, to be resumed: the sweep tells.
 
     Returns:
         How it ended. A diverged run is an outcome, not an error.
@@ -64,15 +69,16 @@ def train(cfg: DictConfig, directory: Path | None = None) -> RunResult:
     facts = json.dumps(environment(experiment.device), indent=2) + "\n"
     files = {"config.yaml": OmegaConf.to_yaml(cfg), "environment.json": facts}
     folder = make_folder(directory, files) if directory else _make_default(cfg, files)
-    return _go(experiment, folder, None, time.perf_counter() - began)
+    return _go(experiment, folder, None, time.perf_counter() - began, watch)
 
 
-def resume(directory: Path, *, debug: bool = False) -> RunResult:
+def resume(directory: Path, *, debug: bool = False, watch: Watch | None = None) -> RunResult:
     """Go on with an interrupted or killed run, to the same tables as if it had not been.
 
     Args:
         directory: The run directory.
         debug: Whether an error is raised with its traceback.
+        watch: As `train`.
 
     Returns:
         How it ended; at once where it had finished or diverged before.
@@ -109,7 +115,7 @@ def resume(directory: Path, *, debug: bool = False) -> RunResult:
             file=sys.stderr,
         )
     saved = checkpoint.load(folder, checkpoint.fingerprint(cfg))
-    return _go(prepare(cfg), folder, saved, time.perf_counter() - began)
+    return _go(prepare(cfg), folder, saved, time.perf_counter() - began, watch)
 
 
 def status_of(folder: Path) -> dict[str, Any]:
@@ -140,7 +146,9 @@ def _make_default(cfg: DictConfig, files: dict[str, str]) -> Path:
     raise UsageError(f"'{runs}' holds a thousand runs of this second: expected hydra.run.dir=PATH")
 
 
-def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setup: float) -> RunResult:
+def _go(
+    experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setup: float, watch: Watch | None
+) -> RunResult:
     """Train from a checkpoint, or from the start, to the end; leave status, checkpoint and plots."""
     with locked(folder):
         unwritten: list[str] = []
@@ -149,7 +157,8 @@ def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setu
             [recorder(experiment.cfg, folder)],
             folder,
             on_end=lambda trainer, lane: unwritten.append(close(trainer, lane, setup)),
-            show_bar=sys.stderr.isatty(),
+            on_flush=watch or (lambda _: None),
+            show_bar=watch is None and sys.stderr.isatty(),
         )
         begin(trainer, saved, setup)
         announce(experiment, trainer.step)
@@ -157,7 +166,7 @@ def _go(experiment: Experiment, folder: Path, saved: dict[str, Any] | None, setu
         try:
             trainer.run()
         except Exception as error:
-            if experiment.cfg.debug:
+            if experiment.cfg.debug or (watch is not None and isinstance(error, OSError)):
                 raise
             reason = str(error).splitlines()[0] if str(error) else ""
             lane.end("failed", trainer.step, f"{type(error).__name__}: {reason}")

@@ -61,9 +61,11 @@ class Table:
         given = [column for column in columns if column is not None]
         if not given or not given[0]:
             return
-        known = {int: "%d", str: "%s", float: f"%.{self.digits}g"}
-        formats = ["" if column is None else known[type(column[0])] for column in columns]
+        formats = ["" if column is None else self._format(column[0]) for column in columns]
         self._write(map((",".join(formats) + "\n").__mod__, zip(*given, strict=True)))
+
+    def _format(self, value: int | float | str) -> str:
+        return "%d" if isinstance(value, int) else "%s" if isinstance(value, str) else f"%.{self.digits}g"
 
     def _write(self, rows: Iterable[str]) -> None:
         lines = list(rows)

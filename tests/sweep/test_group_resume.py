@@ -16,7 +16,7 @@ from fisherlab.optim import SGD
 from fisherlab.sweep.claim import claim
 from fisherlab.sweep.group import run_group
 from fisherlab.training.recorder import Recorder
-from fisherlab.training.run import locked, train
+from fisherlab.training.run import locked, resume, train
 from fisherlab.training.setup import draws, prepare, resolve
 from tests.sweep.test_group import group, name, runs
 from tests.training.conftest import config, start, tables
@@ -121,15 +121,16 @@ def test_where_one_job_raises_the_others_finish_alone(tmp_path):
     assert tables(runs(plain) / "optimizer=sgd_lr=0.01") == tables(runs(place) / name(grid[0]))
 
 
-def test_a_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path, monkeypatch, capsys):
-    grid = [["lr=0.01"], ["lr=0.02"], ["lr=1e9"]]
-    whole, place = group(tmp_path / "whole", [1, 3], grid), group(tmp_path / "full", [1, 3], grid)
+@pytest.mark.parametrize("grid", [[["lr=0.01"], ["lr=0.02"], ["lr=1e9"]], [["lr=0.01"]]])
+def test_a_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path, monkeypatch, capsys, grid):
+    shape = [1, len(grid)]
+    whole, place = group(tmp_path / "whole", shape, grid), group(tmp_path / "full", shape, grid)
     run_group(whole)
     real, calls = Recorder.metric, []
 
     def full(self, row) -> None:
         calls.append(row)
-        if len(calls) > 4:
+        if len(calls) > 1 + len(grid):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(self, row)
 
@@ -140,6 +141,20 @@ def test_a_full_disk_loses_nothing_and_the_same_call_goes_on(tmp_path, monkeypat
     run_group(place)
     for overrides in grid:
         assert tables(runs(place) / name(overrides)) == tables(runs(whole) / name(overrides))
+
+
+def test_a_group_of_one_is_resumed_as_a_run(tmp_path, capsys):
+    place, overrides = group(tmp_path, [1, 1], [LONG]), LONG
+    process, directory = start(run_group, place), runs(place) / name(LONG)
+    while process.is_alive() and not (directory / "checkpoint.pt").exists():
+        time.sleep(0.002)
+    assert process.is_alive(), "the run was too short to be interrupted"
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert resume(directory).status == "finished"
+    assert "resumed at step" in capsys.readouterr().out
+    run_group(place)
+    assert tables(directory) == tables(train(config(*overrides), tmp_path / "alone").directory)
 
 
 @pytest.mark.parametrize("grid", [[["lr=0.01"]], [["lr=0.01"], ["lr=0.02"]]])
