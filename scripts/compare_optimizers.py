@@ -28,7 +28,7 @@ MODELS = {"mlp": "MLP 784-80-80-80-10, relu", "deep_linear": "deep linear 784-10
 GRIDS: dict[str, tuple[tuple[float, ...], str, tuple[float, ...]]] = {
     "kfac": ((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "damping", (3e-4, 1e-3, 3e-3, 1e-2)),
     "sgd": ((3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "momentum", (0.5, 0.9, 0.97, 0.99)),
-    "adam": ((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "optimizer.beta1", (0.5, 0.8, 0.95, 0.98)),
+    "adam": ((1e-4, 3e-4, 1e-3, 3e-3, 1e-2), "optimizer.beta1", (0.0, 0.5, 0.95, 0.98)),
 }
 TUNING_SEEDS, FRESH_SEEDS = range(100, 102), range(10)
 SMALLEST = math.log(1.05)
@@ -53,6 +53,7 @@ def tuned(model: str, optimizer: str, common: list[str], scratch: Path) -> pd.Da
     rates, key, values = GRIDS[optimizer]
     asked = [f"model={model}", f"optimizer={optimizer}", f"lr={joined(rates)}", f"{key}={joined(values)}"]
     table = sweep(f"tune-{model}-{optimizer}", [*asked, f"seed={joined(TUNING_SEEDS)}", *common], scratch)
+    table = table[table["lr"].isin(rates) & table[key].isin(values)]  # an earlier grid may have left more
     loss = table["final_train_loss"].where(table["status"] == "finished", math.inf)
     rows = table.assign(loss=loss, other=table[key]).groupby(["lr", "other"], as_index=False)
     found = rows.agg(train_loss=("loss", "mean"), diverged=("status", lambda s: int((s == "diverged").sum())))
@@ -62,7 +63,8 @@ def tuned(model: str, optimizer: str, common: list[str], scratch: Path) -> pd.Da
 def fresh(model: str, optimizer: str, best: pd.Series, common: list[str], scratch: Path) -> pd.DataFrame:
     """The best setting on the fresh seeds."""
     asked = [f"model={model}", f"optimizer={optimizer}", f"lr={best.lr:g}", f"{best.other_key}={best.other:g}"]
-    table = sweep(f"final-{model}-{optimizer}", [*asked, f"seed={joined(FRESH_SEEDS)}", *common], scratch)
+    name = f"final-{model}-{optimizer}-{best.lr:g}-{best.other:g}"
+    table = sweep(name, [*asked, f"seed={joined(FRESH_SEEDS)}", *common], scratch)
     kept = table[["seed", "status", "final_train_loss", "final_test_error", "seconds"]]
     return kept.assign(model=model, optimizer=optimizer, lr=best.lr, other_key=best.other_key, other=best.other)
 
@@ -104,7 +106,7 @@ def verdicts(best: pd.DataFrame, final: pd.DataFrame) -> pd.DataFrame:
 def holm(p: pd.Series) -> pd.Series:
     """Holm's correction of a family of p values."""
     order = p.sort_values().index
-    scaled = p[order] * range(len(p), 0, -1)
+    scaled = p[order] * pd.Series(range(len(p), 0, -1), index=order)
     return scaled.cummax().clip(upper=1.0).reindex(p.index)
 
 
