@@ -19,8 +19,8 @@ $(READY): pyproject.toml
 run: $(READY) ## train with K-FAC on MNIST (other runs: make run ARGS="optimizer=sgd lr=0.1")
 	$(BIN)/fisherlab train $(ARGS)
 
-test: $(READY) data ## fetch the data, run all tests
-	$(BIN)/python -m pytest
+test: $(READY) data ## fetch the data, run all tests, one process per core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY) ## style, docstrings, types
 	$(BIN)/ruff check

@@ -113,7 +113,7 @@ def holm(p: pd.Series) -> pd.Series:
 def draw(tuning: pd.DataFrame, final: pd.DataFrame) -> Figure:
     """Training loss against learning rate while tuning, and of the fresh seeds, by model."""
     models = list(tuning["model"].unique())
-    figure = Figure(figsize=(9.5, 3.6 * len(models)), layout="constrained")
+    figure = Figure(figsize=(11, 3.6 * len(models)), layout="constrained")
     grid = figure.subplots(len(models), 2, squeeze=False, sharey="row")
     colours = dict(zip(GRIDS, mpl.color_sequences["tab10"], strict=False))
     for (left, right), model in zip(grid, models, strict=True):
@@ -124,13 +124,13 @@ def draw(tuning: pd.DataFrame, final: pd.DataFrame) -> Figure:
                 left.plot(shown["lr"], shown["train_loss"], color=colours[str(optimizer)], marker=marker, label=label)
         left.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="training loss after 5 epochs (nats)")
         left.set_title(f"{MODELS[model]}: tuning, mean of {len(TUNING_SEEDS)} seeds", fontsize=9)
-        left.legend(fontsize=6, frameon=False)
         losses = final[final["model"] == model].pivot(index="seed", columns="optimizer", values="final_train_loss")
         losses = losses[[o for o in GRIDS if o in losses]]
         right.plot(list(losses), losses.T, color="0.8", lw=0.8, zorder=0)
         for optimizer in losses:
             right.plot([optimizer] * len(losses), losses[optimizer], "o", color=colours[str(optimizer)])
         right.set_title(f"best setting, {len(losses)} fresh seeds (a line joins equal seeds)", fontsize=9)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 
