@@ -34,10 +34,12 @@ format: $(READY) ## lay out the code, mend what can be mended mechanically
 data: $(READY) ## fetch and verify every data set
 	$(BIN)/fisherlab data
 
-figures: $(READY) ## re-draw the figures from their tables (not in this version yet)
+figures: $(READY) ## re-draw all committed figures from their tables, training nothing
 	$(BIN)/fisherlab figures
+	$(BIN)/python scripts/compare_optimizers.py --figures
+	$(BIN)/python -m scripts.bench --figures
 
-reproduce: $(READY) ## run every study at paper scale (not in this version yet)
+reproduce: $(READY) ## run every study at paper scale , going on where it stopped
 	$(BIN)/fisherlab study all scale=paper
 
 bench: $(READY) ## measure speed against peers

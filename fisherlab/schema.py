@@ -160,7 +160,7 @@ def validate(cfg: DictConfig) -> None:
     for key, rule in {**RULES, **OPTIMIZER_RULES}.items():
         value = _find(values, key)
         if value is not _ABSENT:
-            _check(key, value, rule)
+            check(key, value, rule)
         elif key in RULES:
             raise UsageError(f"'{key}' is missing: expected {rule.expected}")
     if values["steps"] is None and values["epochs"] is None:
@@ -191,7 +191,17 @@ def _find(values: Mapping[str, Any], key: str) -> Any:
     return found
 
 
-def _check(key: str, value: Any, rule: Rule) -> None:
+def check(key: str, value: Any, rule: Rule) -> None:
+    """Hold one value against its rule.
+
+    Args:
+        key: Its name.
+        value: The value.
+        rule: What it may be.
+
+    Raises:
+        UsageError: If it does not fit.
+    """
     if rule.accepts(value):
         return
     near = did_you_mean(value, rule.choices) if isinstance(value, str) and rule.choices else ""

@@ -134,12 +134,21 @@ def draw(tuning: pd.DataFrame, final: pd.DataFrame) -> Figure:
     return figure
 
 
+def save(tuning: pd.DataFrame, final: pd.DataFrame) -> None:
+    """Draw and write the figure."""
+    draw(tuning, final).savefig(OUT / "comparison.png", dpi=120, metadata={"Software": None})
+    print(OUT / "comparison.png")
+
+
 def main() -> None:
     """Tune, train the best on fresh seeds, compare, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scratch", type=Path, default=Path("results/sweeps/comparison"))
     parser.add_argument("overrides", nargs="*", help="further overrides of every run, for example epochs=1")
+    parser.add_argument("--figures", action="store_true", help="only draw anew, from the tables")
     options = parser.parse_args()
+    if options.figures:
+        return save(pd.read_csv(OUT / "tuning.csv"), pd.read_csv(OUT / "final.csv"))
     common = options.overrides or ["epochs=5"]
     pairs = [(model, optimizer) for model in MODELS for optimizer in GRIDS]
     tuning = pd.concat([tuned(m, o, common, options.scratch) for m, o in pairs], ignore_index=True)
@@ -150,7 +159,7 @@ def main() -> None:
     table = verdicts(best, final)
     for name, one in (("tuning", tuning), ("final", final), ("verdicts", table)):
         one.to_csv(OUT / f"{name}.csv", index=False, float_format="%.6g")
-    draw(tuning, final).savefig(OUT / "comparison.png", dpi=120)
+    save(tuning, final)
     print(best.to_string(), table.to_string(), sep="\n")
 
 

@@ -13,6 +13,7 @@ from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
+from fisherlab.products import product
 
 MAX_SIZE = 10_000  # a float32 block of this size is 400 MB, and its Cholesky takes seconds
 MAX_NUMBERS = 10**9  # of all blocks together, 4 GB in float32
@@ -58,6 +59,20 @@ class Blocks(Structure):
             Tensors [..., k, rows, n], of some of the blocks each, in order.
         """
 
+    def moment(self, stats: Statistics, family: int, weight: float) -> Tensor:
+        """Estimate a family from a batch: weight * sum of u u^T.
+
+        Args:
+            stats: Statistics of one batch.
+            family: Which.
+            weight: Of each vector u.
+
+        Returns:
+            Lower triangles [..., N, n, n].
+        """
+        pieces = [second_moment([rows], weight) for rows in self.rows(stats, family)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -3)
+
     @property
     def families(self) -> list[Tensor]:
         """The averages, [..., N, n, n]."""
@@ -74,8 +89,7 @@ class Blocks(Structure):
         self.check(stats.shapes)
         weight, fresh = stats.weight / stats.batch, []
         for i in range(len(self.sizes(stats.shapes))):
-            pieces = [second_moment([rows], weight) for rows in self.rows(stats, i)]
-            fresh.append(pieces[0] if len(pieces) == 1 else torch.cat(pieces, -3))
+            fresh.append(self.moment(stats, i, weight))
         if decay and self._lower:
             fresh = [old.mul_(decay).add_(new, alpha=1 - decay) for old, new in zip(self._lower, fresh, strict=True)]
         self._lower = fresh
@@ -117,7 +131,7 @@ class Blocks(Structure):
 
     def matvec(self, v: list[Tensor]) -> list[Tensor]:
         """See `Structure.matvec`."""
-        return self._pasted([m @ b.unsqueeze(-1) for b, m in zip(self._cut(v), self.families, strict=True)], v)
+        return self._pasted([product(m, b.unsqueeze(-1)) for b, m in zip(self._cut(v), self.families, strict=True)], v)
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""

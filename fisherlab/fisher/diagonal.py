@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.structure import Structure, stacked, total
+from fisherlab.products import product
 
 
 class Diagonal(Structure):
@@ -30,7 +31,7 @@ class Diagonal(Structure):
         """See `Structure.update`."""
         weight = stats.weight / stats.batch
         pairs = zip(stats.inputs, stats.gradients, strict=True)
-        fresh = [(g.square().sum(-3).mT @ inputs.joined.square()).mul_(weight) for inputs, g in pairs]
+        fresh = [product(g.square().sum(-3).mT, inputs.joined.square()).mul(weight) for inputs, g in pairs]
         if decay and self.entries:
             fresh = [old.mul_(decay).add_(new, alpha=1 - decay) for old, new in zip(self.entries, fresh, strict=True)]
         self.entries = fresh

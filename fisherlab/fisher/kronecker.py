@@ -12,6 +12,7 @@ from fisherlab.fisher.capture import Inputs
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, eigh, inverse, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
+from fisherlab.products import product
 
 INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
 
@@ -155,18 +156,18 @@ class Kronecker(Structure):
 
     def _solve_factored(self, v: Tensor, on_a: Tensor, on_g: Tensor) -> Tensor:
         if self._explicit:
-            return on_g @ v @ on_a
+            return product(product(on_g, v), on_a)
         left = torch.cholesky_solve(v, on_g)
         return torch.cholesky_solve(left.mT, on_a).mT
 
     @staticmethod
     def _solve_eigen(v: Tensor, vectors_a: Tensor, vectors_g: Tensor, denominator: Tensor) -> Tensor:
-        rotated = vectors_g.mT @ v @ vectors_a
-        return vectors_g @ (rotated / denominator) @ vectors_a.mT
+        rotated = product(product(vectors_g.mT, v), vectors_a)
+        return product(product(vectors_g, rotated / denominator), vectors_a.mT)
 
     def matvec(self, v: list[Tensor]) -> list[Tensor]:
         """See `Structure.matvec`."""
-        return [g @ layer @ a for layer, a, g in zip(v, self.a, self.g, strict=True)]
+        return [product(product(g, layer), a) for layer, a, g in zip(v, self.a, self.g, strict=True)]
 
     def trace(self) -> Tensor:
         """See `Structure.trace`: of a Kronecker product, the product of the traces."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fisherlab.fisher.blocks import Blocks
 from fisherlab.fisher.kinds import Statistics
+from fisherlab.fisher.outer import OuterProducts
 
 CHUNK = 64 << 20  # bytes of one replica's rows that are formed at a time
 
@@ -17,6 +18,11 @@ class UnitBlocks(Blocks):
 
     name = "unit"
     instead = "diagonal or kronecker"
+
+    def __init__(self, damping_mode: str | None = None) -> None:
+        super().__init__(damping_mode)
+        # By layer, where the same batch comes at every step: set by who knows that (a full-batch study).
+        self.outer: dict[int, OuterProducts] = {}
 
     def sizes(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """See `Blocks.sizes`."""
@@ -30,3 +36,10 @@ class UnitBlocks(Blocks):
         units = max(1, CHUNK // (a.element_size() * a.shape[-2] * a.shape[-1]))
         for some in roots.split(units, -3):
             yield a * some
+
+    def moment(self, stats: Statistics, family: int, weight: float) -> Tensor:
+        """See `Blocks.moment`: with outer products of the inputs at hand, one product for all replicas."""
+        outer = self.outer.get(family)
+        if outer is None or not outer.fits(stats.inputs[family]):
+            return super().moment(stats, family, weight)
+        return outer.moment(stats.gradients[family].square().sum(-3).mT.mul(weight))

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from fisherlab.process import settle
@@ -85,9 +86,15 @@ def measure(section: str, rounds: int) -> None:
     print(f"{section}: {time.perf_counter() - began:.0f} s")
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.3g}"), flush=True)
     if section == "replicas":
-        from scripts.bench.figure import draw
+        figures(table)
 
-        draw(mine, OUT / "scaling.png")
+
+def figures(table: pd.DataFrame) -> None:
+    """Draw what there is to draw of the table."""
+    from scripts.bench.figure import draw
+
+    draw(table[table["section"] == "replicas"], OUT / "scaling.png")
+    print(OUT / "scaling.png")
 
 
 def main() -> None:
@@ -99,7 +106,10 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="sections; others' rows stay"
     )
+    parser.add_argument("--figures", action="store_true", help="only draw anew, from the table")
     options = parser.parse_args()
+    if options.figures:
+        return figures(pd.read_csv(OUT / "bench.csv"))
     settle()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", FutureWarning)  # peers use what torch deprecates

@@ -1,0 +1,7 @@
+"""The papers' studies, one module or package each: run -> tables, claims -> verdicts.
+
+A study's module offers `parts(settings) -> list[Part]` and `claims(folder) -> list[Claim]`; `fisherlab.plots.<name>`
+draws its figures from the tables.
+"""
+
+STUDIES = {"kunstner2019": "fisherlab.studies.kunstner2019"}

@@ -1,0 +1,99 @@
+"""From numbers to verdicts: tolerances for what is deterministic, intervals over seeds for what is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEAST = 10  # fresh seeds, below which nothing stochastic is decided
+LEVEL = 0.05
+
+
+def within(measured: float, expected: float, tolerance: float, *, decisive: bool = True) -> str:
+    """Judge a deterministic number.
+
+    Args:
+        measured: What was found.
+        expected: What the paper says.
+        tolerance: Largest relative deviation.
+        decisive: Whether a deviation contradicts (the paper's own protocol), or is only inconclusive.
+
+    Returns:
+        The verdict.
+    """
+    if abs(measured - expected) <= tolerance * abs(expected):
+        return "reproduced"
+    return "contradicted" if decisive else "inconclusive"
+
+
+def holds(condition: bool, *, decisive: bool = True) -> str:
+    """Judge a deterministic statement.
+
+    Args:
+        condition: Whether it is so.
+        decisive: As `within`.
+
+    Returns:
+        The verdict.
+    """
+    return "reproduced" if condition else "contradicted" if decisive else "inconclusive"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect measured once per seed, claimed to be above a bound.
+
+    Attributes:
+        values: One per seed (paired differences, log ratios).
+        bound: The smallest interesting effect: at most this counts as none.
+    """
+
+    values: Sequence[float]
+    bound: float = 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % t interval of the mean."""
+        v = np.asarray(self.values)
+        if len(v) < 2 or np.ptp(v) == 0:
+            return (-math.inf, math.inf) if len(v) < 2 else (float(v[0]), float(v[0]))
+        low, high = stats.t.interval(1 - LEVEL, len(v) - 1, loc=v.mean(), scale=stats.sem(v))
+        return float(low), float(high)
+
+    @property
+    def p(self) -> float:
+        """Two-sided p value of the mean being the bound."""
+        return float(stats.ttest_1samp(self.values, self.bound).pvalue) if len(self.values) > 1 else 1.0
+
+    @property
+    def told(self) -> str:
+        """Mean, SD and interval, for a claim's columns."""
+        low, high = self.interval
+        sd = np.std(self.values, ddof=1) if len(self.values) > 1 else math.nan
+        return f"SD {sd:.3g}, 95 % t interval [{low:.3g}, {high:.3g}], against {self.bound:.3g}"
+
+
+def verdicts(family: Sequence[Effect]) -> list[str]:
+    """Judge a family of effects: interval beyond the bound, and Holm's correction of the p values.
+
+    Args:
+        family: The effects that are claimed together.
+
+    Returns:
+        One verdict each; inconclusive below 10 seeds.
+    """
+    adjusted, worst = [1.0] * len(family), 0.0
+    for rank, i in enumerate(sorted(range(len(family)), key=lambda i: family[i].p)):
+        worst = max(worst, min(1.0, family[i].p * (len(family) - rank)))
+        adjusted[i] = worst
+    found = []
+    for effect, p in zip(family, adjusted, strict=True):
+        low, high = effect.interval
+        decided = len(effect.values) >= LEAST and p <= LEVEL
+        side = "reproduced" if low > effect.bound else "contradicted" if high < effect.bound else "inconclusive"
+        found.append(side if decided else "inconclusive")
+    return found

@@ -1,0 +1,194 @@
+"""What all studies share: parts that are made once, claims with verdicts, one folder of tables and figures."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+from tqdm import tqdm
+
+from fisherlab.errors import UsageError
+from fisherlab.files import replace, write_json
+from fisherlab.studies import STUDIES
+
+Tables = dict[str, pd.DataFrame]
+VERDICTS = ("reproduced", "contradicted", "inconclusive")
+RECORD = "study.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a study that is made as a whole, and not again where its tables are there.
+
+    Attributes:
+        name: Shown while it is made.
+        tables: File names that it leaves.
+        make: Makes them; is given the progress bar.
+    """
+
+    name: str
+    tables: tuple[str, ...]
+    make: Callable[[tqdm[Any]], Tables]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of a paper, held against what was measured.
+
+    Attributes:
+        claim: In words.
+        source: Where the paper says it.
+        setting: Under which it was measured.
+        expected: What the paper leads to expect.
+        measured: The numbers.
+        n: How many independent measurements.
+        uncertainty: Their spread or tolerance.
+        verdict: reproduced, contradicted or inconclusive.
+    """
+
+    claim: str
+    source: str
+    setting: str
+    expected: str
+    measured: str
+    n: int
+    uncertainty: str
+    verdict: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict={self.verdict!r}: expected one of {', '.join(VERDICTS)}")
+
+
+class Study(Protocol):
+    """What a study's module offers."""
+
+    def parts(self, settings: Mapping[str, Any], folder: Path) -> list[Part]:
+        """List what there is to be made at a scale; a part may read the tables of those before it."""
+
+    def claims(self, folder: Path) -> list[Claim]:
+        """Judge the paper's claims by the tables."""
+
+
+def load(name: str) -> Study:
+    """Import a study.
+
+    Args:
+        name: Its name, a key of `STUDIES`.
+
+    Returns:
+        Its module.
+    """
+    return importlib.import_module(STUDIES[name])
+
+
+def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], *, show_bar: bool) -> None:
+    """Make what is missing of a study, judge its claims and draw its figures.
+
+    Args:
+        name: Of the study.
+        settings: Its scale's.
+        folder: `results/studies/<name>/<scale>`.
+        facts: What it runs on: versions, commit, device, threads.
+        show_bar: Whether to draw progress bars.
+
+    Raises:
+        UsageError: If the folder holds tables that were made with other settings.
+    """
+    study = load(name)
+    record = begin(folder, settings, facts)
+    for part in study.parts(settings, folder):
+        if all((folder / table).exists() for table in part.tables):
+            continue
+        began = time.perf_counter()
+        with tqdm(desc=part.name, disable=not show_bar, dynamic_ncols=True) as bar:
+            found = part.make(bar)
+        for table in part.tables:
+            write_table(folder / table, found[table])
+        record["parts"][part.name] = {"seconds": round(time.perf_counter() - began, 1), "commit": facts["commit"]}
+        write_json(folder / RECORD, record)
+        print(f"{part.name}: {record['parts'][part.name]['seconds']} s", flush=True)
+    judged = study.claims(folder)
+    write_table(folder / "claims.csv", pd.DataFrame([asdict(claim) for claim in judged]))
+    draw(name, folder)
+
+
+def begin(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Begin a study in a folder, or go on with it.
+
+    Args:
+        folder: Its folder.
+        settings: Its scale's.
+        facts: What it runs on.
+
+    Returns:
+        What `study.json` holds: the settings, the facts, and by part the seconds it took and its commit.
+
+    Raises:
+        UsageError: If the folder holds tables that were made with other settings.
+    """
+    record: dict[str, Any] = {"settings": dict(settings), "environment": dict(facts), "parts": {}}
+    path = folder / RECORD
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        return record
+    found: dict[str, Any] = json.loads(path.read_text())
+    for key, value in settings.items():
+        if found["settings"].get(key) != value:
+            raise UsageError(
+                f"'{folder}' was made with {key}={found['settings'].get(key)}, not {value}: "
+                "remove it, or choose another with results=PATH"
+            )
+    return found | {"environment": dict(facts)}
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table whole or not at all; its numbers restore their float64.
+
+    Args:
+        path: Ends in .csv, or in .csv.gz.
+        table: The table.
+    """
+    # Without a time of its own in the archive, so that equal tables are equal files.
+    packed: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
+    replace(path, lambda temporary: table.to_csv(temporary, index=False, compression=packed))
+
+
+def draw(name: str, folder: Path) -> list[Path]:
+    """Draw a study's figures, as PNG and PDF.
+
+    Args:
+        name: Of the study.
+        folder: With its tables.
+
+    Returns:
+        The files written.
+    """
+    figures = importlib.import_module(f"fisherlab.plots.{name}").figures(folder)
+    written: list[Path] = []
+    for title, figure in figures.items():
+        for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
+            path = folder / f"{title}{suffix}"
+            replace(path, partial(figure.savefig, dpi=120, metadata=metadata))
+            written.append(path)
+    return written
+
+
+def read_table(path: Path) -> Any:
+    """Read a table of a study.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A data frame; typed Any, because pandas' stubs take a cell for anything from a date to bytes.
+    """
+    return pd.read_csv(path)

@@ -1,0 +1,103 @@
+"""A study is made part by part, is not made twice, and is not mixed with another."""
+
+import json
+import sys
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from fisherlab import studies
+from fisherlab.cli import main
+from fisherlab.errors import UsageError
+from fisherlab.studies import report, study
+from fisherlab.studies.study import Claim, Part
+
+FACTS = {"commit": "0123456789abcdef+dirty"}
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """A study of two parts; notes which are made."""
+    notes = []
+
+    def part(name, **settings):
+        def make(bar):
+            notes.append(name)
+            if settings.get("fails"):
+                raise RuntimeError("power cut")
+            return {f"{name}.csv": pd.DataFrame({"x": [1 / 3]}), f"{name}.csv.gz": pd.DataFrame({"x": range(9)})}
+
+        return Part(name, (f"{name}.csv", f"{name}.csv.gz"), make)
+
+    module = ModuleType("fake_study")
+    module.parts = lambda settings, folder: [part("first"), part("second", **settings)]
+    module.claims = lambda folder: [Claim("c", "Figure 1", "s", "e", "m", 1, "u", "reproduced")]
+    plots = ModuleType("fisherlab.plots.fake")
+    plots.figures = lambda folder: {"figure_1": Figure()}
+    monkeypatch.setitem(sys.modules, "fake_study", module)
+    monkeypatch.setitem(sys.modules, "fisherlab.plots.fake", plots)
+    monkeypatch.setitem(studies.STUDIES, "fake", "fake_study")
+    return notes
+
+
+def test_what_is_there_is_not_made_again(made, tmp_path):
+    folder = tmp_path / "studies" / "fake" / "smoke"
+    with pytest.raises(RuntimeError):
+        study.run("fake", {"fails": True}, folder, FACTS, show_bar=False)
+    assert sorted(p.name for p in folder.iterdir()) == ["first.csv", "first.csv.gz", "study.json"]
+    made.clear()
+    (folder / "study.json").write_text((folder / "study.json").read_text().replace("true", "false"))
+    study.run("fake", {"fails": False}, folder, FACTS, show_bar=False)
+    assert made == ["second"]
+    names = ["claims.csv", "figure_1.pdf", "figure_1.png", "first.csv", "first.csv.gz", "second.csv", "second.csv.gz"]
+    assert sorted(p.name for p in folder.iterdir()) == [*names, "study.json"]
+    assert pd.read_csv(folder / "first.csv")["x"][0] == 1 / 3
+    assert list(json.loads((folder / "study.json").read_text())["parts"]) == ["first", "second"]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    study.run("fake", {"fails": False}, folder, FACTS, show_bar=False)
+    assert before == {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_other_settings_are_refused(made, tmp_path):
+    study.run("fake", {"steps": 1}, tmp_path, FACTS, show_bar=False)
+    with pytest.raises(UsageError, match="was made with steps=1, not 2"):
+        study.run("fake", {"steps": 2}, tmp_path, FACTS, show_bar=False)
+
+
+def test_the_report_counts_verdicts(made, tmp_path):
+    study.run("fake", {}, tmp_path / "studies" / "fake" / "smoke", FACTS, show_bar=False)
+    text = report.write(tmp_path).read_text()
+    assert "| [fake](studies/fake/smoke) | smoke | 1 | 0 | 0 | 012345678+dirty | 0.0 |" in text
+
+
+def test_figures_are_drawn_from_tables_alone(made, tmp_path, capsys):
+    folder = tmp_path / "studies" / "fake" / "smoke"
+    study.run("fake", {}, folder, FACTS, show_bar=False)
+    (folder / "figure_1.png").unlink()
+    made.clear()
+    assert main(["figures", "fake", f"results={tmp_path}"]) == 0
+    assert (folder / "figure_1.png").exists()
+    assert not made
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["study"], "expected one name: all, kunstner2019"),
+        (["study", "kunstner"], "did you mean 'kunstner2019'?"),
+        (["study", "kunstner2019", "scale=papre"], "did you mean 'paper'?"),
+        (["study", "kunstner2019", "threads=0"], "threads=0"),
+        (["study", "kunstner2019", "steps=3"], "steps"),
+        (["figures", "kunstner"], "did you mean 'kunstner2019'?"),
+        (["figures"], "holds no tables"),
+    ],
+)
+def test_wrong_usage_is_one_line(args, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
