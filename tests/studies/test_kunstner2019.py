@@ -1,5 +1,7 @@
 """Kunstner et al. (2019): the replicated runs equal plain loops, and the study runs whole at smoke scale."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -71,6 +73,15 @@ def test_a_matrix_that_cannot_be_factorised_counts_as_a_divergence():
 
 def test_the_winner_is_the_first_of_the_smallest():
     assert winner(np.array([3.0, 1.0, np.inf, 1.0])) == 1
+
+
+def test_every_run_may_have_labels_of_its_own(monkeypatch):
+    monkeypatch.setattr(descent, "LANES", 7)
+    one = toys.toy("logistic", "correct")
+    labels = (torch.rand(9, *one.y.shape, generator=torch.Generator().manual_seed(0)) < 0.4).double()
+    together = optimum(replace(one, y=labels), 9)
+    for i in (0, 8):
+        assert_close(optimum(replace(one, y=labels[i]))[0], together[i], 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -161,8 +161,9 @@ def descend(
     outer = outer_products(problem) if method in KINDS else None
     for at in range(0, runs, LANES):
         rows = slice(at, min(at + LANES, runs))
+        own = replace(problem, y=problem.y[rows]) if problem.y.ndim == 3 else problem
         for lanes, step, loss, where in _chunk(
-            problem, method, gammas[rows], lambdas[rows], first[rows], iterations, outer
+            own, method, gammas[rows], lambdas[rows], first[rows], iterations, outer
         ):
             losses[at + lanes, step] = loss
             if path is not None:
