@@ -44,7 +44,9 @@ def commit() -> str | None:
             return ""
 
     head = git("rev-parse", "HEAD").strip()
-    return (head + ("+dirty" if git("status", "--porcelain").strip() else "")) if head else None
+    # What runs leave in results/ changes no run.
+    changes = git("status", "--porcelain", "--", ".", ":!results").strip()
+    return (head + ("+dirty" if changes else "")) if head else None
 
 
 def _processor() -> str:
