@@ -38,19 +38,21 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 COMMANDS: Mapping[str, Command] = {
     "train": Command("[-m] [KEY=VALUE ...]", "train a model, or several with -m", "fisherlab.commands.train"),
+    "compare": Command("[KEY=VALUE ...]", "Fisher against empirical Fisher along a path", "fisherlab.commands.compare"),
     "study": Command("NAME [scale=smoke|quick|paper]", "reproduce a paper's study", "fisherlab.commands.study"),
     "figures": Command("[NAME ...]", "re-draw the studies' figures from their tables", "fisherlab.commands.figures"),
     "data": Command("[NAME ...]", "fetch, verify, report", "fisherlab.data.command"),
     "list": Command("[KIND ...]", "every dataset, model, optimizer with one line each", "fisherlab.commands.listing"),
     "doctor": Command("", "versions, device, threads, data, write access", "fisherlab.commands.doctor"),
 }
-PLANNED = ("tune", "compare")
+PLANNED = ("tune",)
 
 EXAMPLES = """\
   fisherlab train optimizer=kfac damping=1e0
   fisherlab train dataset=a1a model=logistic optimizer=efngd lr=0.5 epochs=20
   fisherlab train -m optimizer=kfac damping=1e-2,1e-1,1e0 seed=0,1,2
   fisherlab train resume=results/runs/RUN
+  fisherlab compare dataset=digits model.hidden=[32] optimizer=sgd epochs=10
   fisherlab study kunstner2019 scale=smoke
 """
 

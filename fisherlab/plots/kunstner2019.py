@@ -16,7 +16,7 @@ STYLE = {"GD": ("tab:blue", "--"), "NGD": ("goldenrod", "-"), "EFGD": ("tab:red"
 TITLES = {"breast_cancer": "BreastCancer", "boston": "Boston", "a1a": "a1a", "wine": "Wine"}
 VARIANTS = {"correct": "Correct model", "misspecified_a": "Misspecified (A)", "misspecified_b": "Misspecified (B)"}
 # The factors are for visibility only.
-DRAWN = {"GD": "gradient / 3", "NGD": "natural gradient", "EFGD": "3 x EF-preconditioned gradient"}
+DRAWN = {"GD": "gradient / 3", "NGD": "F$^{-1}$ gradient", "EFGD": "3 x EF$^{-1}$ gradient"}
 FIGURE_3 = ("breast_cancer", "boston", "a1a")
 SHOWN = {"a1a": 50}  # iterations that the paper's panel shows
 
@@ -79,9 +79,7 @@ def _fields(folder: Path) -> Figure:
             ax.plot(path["bias"], path["slope"], color=STYLE[str(method)][0], lw=1.8)
             ax.plot(*path.iloc[0][["bias", "slope"]], marker="h", color="k", ms=7)
         ax.plot(best["bias"], best["slope"], marker="*", color="k", ms=11)
-        factor = {"GD": "gradient / 3", "NGD": "natural gradient", "EFGD": "3 x EF-preconditioned gradient"}[
-            str(method)
-        ]
+        factor = {"GD": "gradient / 3", "NGD": "F$^{-1}$ gradient", "EFGD": "3 x EF$^{-1}$ gradient"}[str(method)]
         ax.set(title=f"{method}: minus {factor}", xlabel="bias", ylabel="slope", xlim=(-1.2, 5.2), ylim=(-1.2, 5.2))
     return figure
 

@@ -27,8 +27,8 @@ def plain(name: str, method: str, gamma: float, damping: float, iterations: int)
             losses.append(np.mean((f - y) ** 2) / 2)
             residual, weight = f - y, np.ones_like(f)
         else:
-            p = 1 / (1 + np.exp(-f))
-            losses.append(np.mean(np.logaddexp(0, f) - f * y))
+            p = np.clip(1 / (1 + np.exp(-f)), 1e-8, 1 - 1e-8)
+            losses.append(-np.mean(y * np.log(p) + (1 - y) * np.log(1 - p)))
             residual, weight = p - y, p * (1 - p)
         if not losses[-1] <= 100 * losses[0]:
             break
@@ -50,7 +50,7 @@ def test_replicas_equal_one_run_after_another(name, method):
         row = row[~np.isnan(row)]
         assert len(row) == len(expected)
         assert_close(torch.from_numpy(row), torch.tensor(expected), 1e-8)
-    assert np.isnan(found[2, -1])  # this one stops early
+    assert np.isnan(found[2, -1]) == (name == "boston")  # this one stops early; a clipped logistic loss is bounded
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,11 +13,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fisherlab.data import load_dataset
+from fisherlab.streams import generator
 from fisherlab.studies.kunstner2019.curvature import directions, losses
 from fisherlab.studies.kunstner2019.descent import METHODS, Problem, Runs, descend, grid, problem, winner
 from fisherlab.studies.study import Part, Tables
 
 NEAR = 0.01  # the best step size is the set of those whose last loss is within 1 % of the best
+MOVED, MOVE = 20, 1e-14  # starts beside zero, and their deviation from it
 FACTORS = (0.875, 0.75, 0.5, 0.0)  # Figure 6: starts, in multiples of the optimum
 START_ITERATIONS = 20
 
@@ -70,7 +72,8 @@ def search(one: Problem, settings: Mapping[str, Any], bar: tqdm[Any]) -> tuple[p
         best = table.iloc[winner(runs.last)]
         curve, ends = _curve(one, method, 10 ** best["log_gamma"], 10 ** best["log_lambda"], settings["iterations"])
         curves.append(curve)
-        selected.append({"problem": one.name, **dict(best), **_near(table, best), **ends, **_least(one)})
+        moved = _moved(one, method, 10 ** best["log_gamma"], 10 ** best["log_lambda"], settings["iterations"])
+        selected.append({"problem": one.name, **dict(best), **_near(table, best), **ends, **moved, **_least(one)})
     return pd.concat(rows), pd.concat(curves), pd.DataFrame(selected)
 
 
@@ -111,6 +114,15 @@ def _curve(
         frame["cosine"] = torch.cosine_similarity(ngd, efgd, -1).numpy()
         frame["cosine_efgd_gradient"] = torch.cosine_similarity(efgd, gradient, -1).numpy()
     return frame, {f"loss_{i}": float(runs.losses[0, i]) for i in (0, 10, 25, 50, 100) if i <= iterations}
+
+
+def _moved(one: Problem, method: str, gamma: float, damping: float, iterations: int) -> dict[str, float]:
+    """Where the selected run ends if its start is moved by no more than rounding: not every path is that stable."""
+    random = generator(0, "start")
+    start = MOVE * torch.randn(MOVED, one.parameters, generator=random, dtype=torch.float64)
+    gammas, lambdas = _one(gamma, damping)
+    last = descend(one, method, gammas.expand(MOVED), lambdas.expand(MOVED), iterations, start=start).last
+    return {"loss_moved_from": float(last.min()), "loss_moved_to": float(last.max())}
 
 
 def _one(gamma: float, damping: float) -> tuple[Tensor, Tensor]:
