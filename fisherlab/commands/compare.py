@@ -72,7 +72,7 @@ def _trained(cfg: DictConfig, options: DictConfig, directory: Path | None) -> in
     result = train(cfg, directory)
     if EXIT_STATUS[result.status]:
         return EXIT_STATUS[result.status]
-    options.steps = steps
+    options.steps = steps if result.status == "finished" else None  # a diverged run: what there is
     return _compare(result.directory, options)
 
 

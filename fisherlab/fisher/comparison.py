@@ -23,7 +23,7 @@ from fisherlab.streams import Streams
 Row = dict[str, float | int | str]
 Batch = tuple[Tensor, Tensor]
 # What is held against what: the control, and the matrix that it stands for.
-CONTROLS = {"ef": "fisher", "mc": "fisher", "kfac": "fisher", "kfac_ef": "ef"}
+CONTROLS = {"ef": "fisher", "mc": "fisher", "kfac": "fisher", "kfac_ef": "kfac"}
 PROBES = 20  # of the Hessian; its norms are estimates with a relative deviation of about a tenth
 SPECTRUM = 20  # eigenvalues that are told
 LINE = range(-12, 3)  # powers of two of the line search
@@ -151,10 +151,11 @@ class Point:
             fisher: F of the same batch.
 
         Returns:
-            The ratio, NaN without probes.
+            The ratio; NaN without probes, and where F is sampled, whose noise would be part of the distance.
         """
-        layers = self.capture.layers
-        parameters = [p for layer in layers for p in layer.parameters]
+        if self.settings.samples is not None:
+            return math.nan
+        parameters = [p for layer in self.capture.layers for p in layer.parameters]
         with torch.enable_grad():
             loss = self.likelihood.nll(self.model(self.batch[0]), self.batch[1]).mean()
             gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
@@ -208,29 +209,29 @@ class _Contest:
     def rows(self) -> Iterator[Row]:
         """All controls at all dampings, F itself first."""
         for damping in self.point.settings.dampings:
-            natural = self.fisher.solve(self.point.gradient, damping, own=self.own)
-            yield from self._tell("fisher", natural, natural, damping, "equal")
-            for control in CONTROLS:
-                # Where F has no trace, no damping matches.
-                scale = self.sizes[control][0][0] / (self.sizes["fisher"][0][0] or math.nan)
-                for match, factor in (("equal", 1.0), ("trace", scale)):
-                    if factor > 0:
-                        u = self.matrices[control].solve(self.point.gradient, damping * factor, own=self.own)
-                        yield from self._tell(control, u, natural, damping, match)
+            gradient = self.point.gradient
+            plain = {name: m.solve(gradient, damping, own=self.own) for name, m in self.matrices.items()}
+            yield from self._tell("fisher", plain["fisher"], plain["fisher"], damping, "equal")
+            for control, against in CONTROLS.items():
+                yield from self._tell(control, plain[control], plain[against], damping, "equal")
+                # Where there is no trace, no damping matches.
+                scale = self.sizes[control][0][0] / (self.sizes[against][0][0] or math.nan)
+                if scale > 0:
+                    matched = self.matrices[control].solve(gradient, damping * scale, own=self.own)
+                    yield from self._tell(control, matched, plain[against], damping, "trace")
 
     def _tell(
-        self, control: str, direction: list[Tensor], natural: list[Tensor], damping: float, match: str
+        self, control: str, direction: list[Tensor], other: list[Tensor], damping: float, match: str
     ) -> Iterator[Row]:
         """Rows of one direction, for all layers and for each."""
         against = CONTROLS.get(control, "fisher")
         reference = self.matrices[against]
-        assert isinstance(reference, Vectors)
         whole, layers = self.matrices[control].inners(reference)
         descent = self.point.descent(direction, self.fisher)
         for i, (layer, inner) in enumerate(zip(["all", *self.point.names], [whole, *layers], strict=True)):
             part = slice(None) if i == 0 else slice(i - 1, i)
             row: Row = {"layer": layer, "lambda": damping, "match": match, "control": control, "against": against}
-            row["cosine"] = _cosine(direction[part], natural[part])
+            row["cosine"] = _cosine(direction[part], other[part])
             row["cosine_gradient"] = _cosine(direction[part], self.point.gradient[part])
             for name, of in (("fisher", "fisher"), ("ef", "ef"), ("control", control)):
                 trace, norm = self.sizes[of][i]

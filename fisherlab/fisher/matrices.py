@@ -87,8 +87,8 @@ class Matrix(ABC):
         """The trace of every layer's block."""
 
     @abstractmethod
-    def inners(self, vectors: Vectors) -> tuple[float, list[float]]:
-        """Inner products with a matrix of vectors: of the whole matrices, and of every layer's blocks."""
+    def inners(self, other: Matrix) -> tuple[float, list[float]]:
+        """Inner products with another matrix: of the whole matrices, and of every layer's blocks."""
 
     @property
     @abstractmethod
@@ -129,9 +129,11 @@ class Vectors(Matrix):
         """See `Matrix.traces`."""
         return [float(k.trace()) for k in self.kernels]
 
-    def inners(self, vectors: Vectors) -> tuple[float, list[float]]:
+    def inners(self, other: Matrix) -> tuple[float, list[float]]:
         """See `Matrix.inners`."""
-        found = self.kernels if vectors is self else cross(self.stats, vectors.stats)
+        if not isinstance(other, Vectors):
+            return other.inners(self)
+        found = self.kernels if other is self else cross(self.stats, other.stats)
         return _square(torch.stack(found).sum(0)), [_square(k) for k in found]
 
     @cached_property
@@ -165,9 +167,14 @@ class KFAC(Matrix):
         """See `Matrix.traces`."""
         return [float(a.trace() * g.trace()) for a, g in self._pairs]
 
-    def inners(self, vectors: Vectors) -> tuple[float, list[float]]:
+    def inners(self, other: Matrix) -> tuple[float, list[float]]:
         """See `Matrix.inners`: sum of u^T (A (x) G) u = (g^T G g) (a^T A a); what couples layers meets zeros."""
-        stats, found = vectors.stats, []
+        if isinstance(other, KFAC):
+            products = [
+                float((a * b).sum() * (g * h).sum()) for (a, g), (b, h) in zip(self._pairs, other._pairs, strict=True)
+            ]
+            return sum(products), products
+        stats, found = other.stats, []
         for (a, g), inputs, gradients in zip(self._pairs, stats.inputs, stats.gradients, strict=True):
             of_inputs = ((inputs.joined @ a) * inputs.joined).sum(-1)
             of_gradients = ((gradients @ g) * gradients).sum(-1)

@@ -19,7 +19,7 @@ CONTROLS = {
     "ef": ("empirical Fisher EF", "tab:red"),
     "mc": ("null: F of one sampled label", "0.5"),
     "kfac": ("K-FAC of F", "tab:blue"),
-    "kfac_ef": ("K-FAC of EF", "tab:purple"),
+    "kfac_ef": ("K-FAC of EF (against K-FAC of F)", "tab:purple"),
 }
 BATCHES = {"same": "-", "independent": ":"}
 
@@ -57,7 +57,7 @@ def draw(table: Any) -> Figure:
         ax.set_visible(False)
     for ax, damping in zip(grid[0], dampings, strict=False):
         _cosines(ax, whole[whole["lambda"] == damping])
-        ax.set_title(f"direction against NGD's, lambda = {damping:g}")
+        ax.set_title(f"directions against NGD's, lambda = {damping:g}")
     grid[0, 0].set_ylabel("cosine")
     _traces(grid[1, 0], whole)
     _distances(grid[1, 1], whole)

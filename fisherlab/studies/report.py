@@ -26,9 +26,11 @@ def folders(results: Path) -> list[Path]:
         results: The results folder.
 
     Returns:
-        `studies/<name>/<scale>` each, sorted.
+        `studies/<name>/<scale>` each, sorted; one that has not come to its claims yet is left out.
     """
-    return sorted(path.parent for path in results.glob(f"studies/*/*/{RECORD}"))
+    return sorted(
+        path.parent for path in results.glob(f"studies/*/*/{RECORD}") if (path.parent / "claims.csv").exists()
+    )
 
 
 def write(results: Path) -> Path:
@@ -40,7 +42,7 @@ def write(results: Path) -> Path:
     Returns:
         The file.
     """
-    done = [folder for folder in folders(results) if (folder / "claims.csv").exists()]
+    done = folders(results)
     rows = "\n".join(_row(folder) for folder in done)
     head = f"| study | scale | {' | '.join(VERDICTS)} | commit | minutes |\n|---|---|{'---|' * (len(VERDICTS) + 2)}\n"
     text = HEAD + head + rows + "\n" + "".join(_claims(folder) for folder in done)

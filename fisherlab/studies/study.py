@@ -103,18 +103,20 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
         UsageError: If the folder holds tables that were made with other settings.
     """
     study = load(name)
+    study.parts(settings, folder)  # what is wrong with the settings is said before anything is written
     record = begin(folder, settings, facts)
     for part in study.parts(settings, folder):
-        if all((folder / table).exists() for table in part.tables):
+        if part.name in record["parts"] and all((folder / table).exists() for table in part.tables):
             continue
         began = time.perf_counter()
         with tqdm(desc=part.name, disable=not show_bar, dynamic_ncols=True) as bar:
             found = part.make(bar)
         for table in part.tables:
             write_table(folder / table, found[table])
-        record["parts"][part.name] = {"seconds": round(time.perf_counter() - began, 1), "commit": facts["commit"]}
+        seconds = round(time.perf_counter() - began, 1)
+        record["parts"][part.name] = {"seconds": seconds, **{k: facts.get(k) for k in ("commit", "threads")}}
         write_json(folder / RECORD, record)
-        print(f"{part.name}: {record['parts'][part.name]['seconds']} s", flush=True)
+        print(f"{part.name}: {seconds} s", flush=True)
     judged = study.claims(folder)
     write_table(folder / "claims.csv", pd.DataFrame([asdict(claim) for claim in judged]))
     draw(name, folder)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from tqdm import tqdm
 
-from fisherlab.errors import UsageError
+from fisherlab.errors import SolveError, UsageError
 from fisherlab.files import replace
 from fisherlab.fisher.comparison import Batch, Point, Row, Settings, compare
 from fisherlab.streams import generator
@@ -75,10 +75,15 @@ def compare_run(folder: Path, options: Mapping[str, Any]) -> None:
     for step in tqdm(steps, unit="checkpoint", disable=not sys.stderr.isatty()):
         if step:
             load(net, found[step])
-        point = Point(net, experiment.likelihood, batches["same"], settings)
-        told, spectrum = compare(point, batches)
+        try:
+            told, spectrum = compare(Point(net, experiment.likelihood, batches["same"], settings), batches)
+        except (SolveError, RuntimeError) as error:  # the weights of a run that is diverging
+            print(f"fisherlab: step {step} is left out: {error}", file=sys.stderr)
+            continue
         rows += [{"step": step, **row} for row in told]
         spectra += [{"step": step, **row} for row in spectrum]
+    if not rows:
+        raise UsageError(f"'{folder}' has no checkpoint whose matrices can be factorised: expected a larger damping")
     table = pd.DataFrame(rows)
     table = table[FIRST + [name for name in table if name not in FIRST]]
     for name, one in (("fisher.csv", table), ("fisher_spectrum.csv", pd.DataFrame(spectra))):

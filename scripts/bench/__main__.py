@@ -44,6 +44,20 @@ def bench_exact(rounds: int) -> Rows:
     return exact.bench(rounds)
 
 
+def bench_matrices(rounds: int) -> Rows:
+    """Dense matrices and products with a vector."""
+    from scripts.bench import matrices
+
+    return matrices.bench(rounds)
+
+
+def bench_grid(rounds: int) -> Rows:
+    """A grid of convex full-batch runs."""
+    from scripts.bench import grid
+
+    return grid.bench(rounds)
+
+
 def bench_replicas(rounds: int) -> Rows:
     """Replicas against runs one after another and against asdl, by number of replicas."""
     from scripts.bench import replicas
@@ -68,6 +82,8 @@ def bench_trainer(rounds: int) -> Rows:
 SECTIONS: dict[str, Callable[[int], Rows]] = {
     "kfac": bench_kfac,
     "exact": bench_exact,
+    "matrices": bench_matrices,
+    "grid": bench_grid,
     "replicas": bench_replicas,
     "roofline": bench_roofline,
     "trainer": bench_trainer,

@@ -53,14 +53,33 @@ def test_replicas_equal_one_run_after_another(name, method):
     assert np.isnan(found[2, -1]) == (name == "boston")  # this one stops early; a clipped logistic loss is bounded
 
 
+@pytest.mark.parametrize("name", ["breast_cancer", "boston", "wine"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_has_the_same_bits_alone(method, monkeypatch):
+def test_a_run_has_the_same_bits_alone(method, name, monkeypatch):
     monkeypatch.setattr(descent, "LANES", 7)
     gammas, lambdas = descent.grid((-4, 4, 9), (-8, 0, 3), method)
-    whole = descend(grids.convex("breast_cancer"), method, gammas, lambdas, 11).losses
-    for i in (0, len(gammas) // 2, len(gammas) - 1):
-        alone = descend(grids.convex("breast_cancer"), method, gammas[i : i + 1], lambdas[i : i + 1], 11).losses
+    whole = descend(grids.convex(name), method, gammas, lambdas, 11).losses
+    for i in range(len(gammas)):
+        alone = descend(grids.convex(name), method, gammas[i : i + 1], lambdas[i : i + 1], 11).losses
         assert_same_bits(torch.from_numpy(whole[i]), torch.from_numpy(alone[0]))
+
+
+def test_a_loss_that_is_no_number_never_wins():
+    one = grids.convex("boston")
+    huge = torch.tensor([1e300, 1.0], dtype=torch.float64)
+    found = descend(one, "NGD", huge, torch.ones(2, dtype=torch.float64), 4)
+    assert np.isinf(found.last[0])
+    assert winner(found.last) == 1
+
+
+def test_a_data_set_of_ones_own_is_read_where_its_file_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("FISHERLAB_DATA", str(tmp_path))
+    (tmp_path / "uci").mkdir()
+    (tmp_path / "uci" / "yacht.csv").write_text("1,2,3\n4,5,6\n")
+    one = grids.convex("yacht")
+    assert one.x.tolist() == [[1, 2], [4, 5]]
+    assert one.y.tolist() == [[3], [6]]
+    assert one.likelihood.name == "gaussian"
 
 
 def test_a_matrix_that_cannot_be_factorised_counts_as_a_divergence():

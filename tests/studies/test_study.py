@@ -66,6 +66,26 @@ def test_other_settings_are_refused(made, tmp_path):
         study.run("fake", {"steps": 2}, tmp_path, FACTS, show_bar=False)
 
 
+def test_a_part_that_is_not_recorded_is_made_again(made, tmp_path):
+    study.run("fake", {}, tmp_path, FACTS, show_bar=False)
+    record = json.loads((tmp_path / "study.json").read_text())
+    del record["parts"]["second"]  # killed between its tables and the record
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    made.clear()
+    study.run("fake", {}, tmp_path, FACTS, show_bar=False)
+    assert made == ["second"]
+    assert json.loads((tmp_path / "study.json").read_text())["parts"]["second"]["commit"] == FACTS["commit"]
+
+
+def test_an_unfinished_study_keeps_no_figure_from_being_drawn(made, tmp_path):
+    folder = tmp_path / "studies" / "fake" / "smoke"
+    study.run("fake", {}, folder, FACTS, show_bar=False)
+    (folder / "figure_1.png").unlink()
+    study.begin(tmp_path / "studies" / "fake" / "paper", {}, FACTS)
+    assert main(["figures", f"results={tmp_path}"]) == 0
+    assert (folder / "figure_1.png").exists()
+
+
 def test_the_report_counts_verdicts(made, tmp_path):
     study.run("fake", {}, tmp_path / "studies" / "fake" / "smoke", FACTS, show_bar=False)
     text = report.write(tmp_path).read_text()
@@ -89,6 +109,10 @@ def test_figures_are_drawn_from_tables_alone(made, tmp_path, capsys):
         (["study", "kunstner"], "did you mean 'kunstner2019'?"),
         (["study", "kunstner2019", "scale=papre"], "did you mean 'paper'?"),
         (["study", "kunstner2019", "threads=0"], "threads=0"),
+        (["study", "kunstner2019", "study.scales.quick.seeds=0"], "seeds=0: expected a whole number of at least 1"),
+        (["study", "kunstner2019", "study.scales.quick.gammas=3"], "gammas=3: expected [log10 of the first"),
+        (["study", "kunstner2019", "study.scales.quick.problems=[winee]"], "problems=[winee]"),
+        (["study", "kunstner2019", "study.scales.quick.problems=[yacht]"], "'yacht' needs"),
         (["study", "kunstner2019", "steps=3"], "steps"),
         (["figures", "kunstner"], "did you mean 'kunstner2019'?"),
         (["figures"], "holds no tables"),

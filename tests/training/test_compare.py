@@ -38,6 +38,13 @@ def test_on_an_existing_run(here):
     pd.testing.assert_frame_equal(then, pd.read_csv("again/fisher.csv"))
 
 
+def test_a_run_that_diverges_is_compared_as_far_as_it_went(here, capsys):
+    options = ["optimizer=sgd", "lr=1e8", "compare.steps=[0,1,6]", "hydra.run.dir=run"]
+    assert main(["compare", *SMALL, *QUICK, *options]) == 0
+    assert 0 in set(pd.read_csv("run/fisher.csv")["step"])
+    assert "diverged" in capsys.readouterr().out
+
+
 def test_a_reconstruction_takes_a_sampled_fisher(here):
     model = ["model=autoencoder", "model.hidden=[6,3]", "target=input", "likelihood=bernoulli", "optimizer=sgd"]
     auto = [*SMALL[:1], *SMALL[2:], *model, *QUICK, "compare.steps=[0]", "compare.samples=3", "hydra.run.dir=run"]

@@ -134,7 +134,8 @@ class Runs:
     """How runs went.
 
     Attributes:
-        losses: Mean loss [R, iterations + 1] before each step and after the last; NaN after a run has stopped.
+        losses: Mean loss [R, iterations + 1] before each step and after the last; NaN after a run has stopped,
+            infinite where the loss is no number or a matrix could not be factorised.
         path: Parameters [R, iterations + 1, P] where they were asked for, else None.
     """
 
@@ -143,10 +144,10 @@ class Runs:
 
     @property
     def last(self) -> NDArray[np.float64]:
-        """The last loss of each run; of a stopped run, the one at which it stopped, infinite where that is NaN."""
+        """The last loss of each run; of a stopped run, the one at which it stopped."""
         known = (~np.isnan(self.losses)).cumsum(1).argmax(1)
-        last = self.losses[np.arange(len(self.losses)), known]
-        return np.where(np.isnan(last), np.inf, last)
+        last: NDArray[np.float64] = self.losses[np.arange(len(self.losses)), known]
+        return last
 
 
 def descend(
@@ -227,7 +228,7 @@ def _chunk(
     live = torch.ones(len(lanes), dtype=torch.bool)
     for step in range(iterations):
         where = theta(model)
-        loss = optimizer.step(x, y).flatten()
+        loss = optimizer.step(x, y).flatten().nan_to_num(nan=math.inf, posinf=math.inf)
         yield lanes[live].numpy(), step, loss[live].numpy(), where[live].numpy()
         limit = STOP * loss if limit is None else limit
         failed = live & failures(optimizer, loss)
@@ -243,7 +244,7 @@ def _chunk(
             live = torch.ones(len(lanes), dtype=torch.bool)
             optimizer = make(problem, model, method, gammas[lanes], lambdas[lanes], outer)
     with torch.no_grad():
-        loss = problem.likelihood.nll(model(x), y).mean(-1).flatten()
+        loss = problem.likelihood.nll(model(x), y).mean(-1).flatten().nan_to_num(nan=math.inf, posinf=math.inf)
     yield lanes[live].numpy(), iterations, loss[live].numpy(), theta(model)[live].numpy()
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fisherlab.data import load_dataset
+from fisherlab.data.dataset import Dataset, Split
+from fisherlab.data.sources import data_folder
 from fisherlab.streams import generator
 from fisherlab.studies.kunstner2019.curvature import directions, losses
 from fisherlab.studies.kunstner2019.descent import METHODS, Problem, Runs, descend, grid, problem, winner
@@ -20,19 +22,35 @@ from fisherlab.studies.study import Part, Tables
 
 NEAR = 0.01  # the best step size is the set of those whose last loss is within 1 % of the best
 MOVED, MOVE = 20, 1e-14  # starts beside zero, and their deviation from it
+OWN_FILES = ("energy", "powerplant", "yacht")  # of the UCI repository
 FACTORS = (0.875, 0.75, 0.5, 0.0)  # Figure 6: starts, in multiples of the optimum
 START_ITERATIONS = 20
+
+
+def own_file(name: str) -> Path:
+    """Where a data set without a source of its own is looked for: a CSV without header, the target in the last column.
+
+    Args:
+        name: One of `OWN_FILES`.
+
+    Returns:
+        The path, in the folder of the data sets.
+    """
+    return data_folder() / "uci" / f"{name}.csv"
 
 
 def convex(name: str) -> Problem:
     """Load one of the paper's problems; wine is regression on the class number, as there.
 
     Args:
-        name: breast_cancer, boston, a1a or wine.
+        name: breast_cancer, boston, a1a, wine, or one of `OWN_FILES` whose file is there.
 
     Returns:
         The problem, all rows, unscaled.
     """
+    if name in OWN_FILES:
+        table = torch.from_numpy(np.loadtxt(own_file(name), delimiter=",", ndmin=2))
+        return problem(Dataset(name, "gaussian", 1, {"train": Split(table[:, :-1], table[:, -1:])}))
     options: dict[str, Any] = {"task": "regression"} if name == "wine" else {}
     return problem(load_dataset(name, **options))
 
@@ -69,10 +87,11 @@ def search(one: Problem, settings: Mapping[str, Any], bar: tqdm[Any]) -> tuple[p
         runs = descend(one, method, gammas, lambdas, settings["iterations"], tick=bar.update)
         table = _table(method, gammas, lambdas, runs)
         rows.append(table)
-        best = table.iloc[winner(runs.last)]
-        curve, ends = _curve(one, method, 10 ** best["log_gamma"], 10 ** best["log_lambda"], settings["iterations"])
+        i = winner(runs.last)
+        best, at = table.iloc[i], (gammas[i : i + 1], lambdas[i : i + 1])
+        curve, ends = _curve(one, method, *at, settings["iterations"])
         curves.append(curve)
-        moved = _moved(one, method, 10 ** best["log_gamma"], 10 ** best["log_lambda"], settings["iterations"])
+        moved = _moved(one, method, *at, settings["iterations"])
         selected.append({"problem": one.name, **dict(best), **_near(table, best), **ends, **moved, **_least(one)})
     return pd.concat(rows), pd.concat(curves), pd.DataFrame(selected)
 
@@ -102,26 +121,25 @@ def _near(table: pd.DataFrame, best: pd.Series[Any]) -> dict[str, float]:
 
 
 def _curve(
-    one: Problem, method: str, gamma: float, damping: float, iterations: int
+    one: Problem, method: str, gamma: Tensor, damping: Tensor, iterations: int
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """The selected run's losses; on the EFGD path, the cosine between both damped directions (Figure 3, below)."""
-    runs = descend(one, method, *_one(gamma, damping), iterations=iterations, keep_path=True)
+    runs = descend(one, method, gamma, damping, iterations, keep_path=True)
     assert runs.path is not None
     frame = pd.DataFrame({"method": method, "iteration": range(iterations + 1), "loss": runs.losses[0]})
     if method == "EFGD":
         path = torch.from_numpy(runs.path[0])
-        (ngd, gradient), (efgd, _) = (directions(one, path, kind, damping) for kind in ("exact", "empirical"))
+        (ngd, gradient), (efgd, _) = (directions(one, path, kind, float(damping)) for kind in ("exact", "empirical"))
         frame["cosine"] = torch.cosine_similarity(ngd, efgd, -1).numpy()
         frame["cosine_efgd_gradient"] = torch.cosine_similarity(efgd, gradient, -1).numpy()
     return frame, {f"loss_{i}": float(runs.losses[0, i]) for i in (0, 10, 25, 50, 100) if i <= iterations}
 
 
-def _moved(one: Problem, method: str, gamma: float, damping: float, iterations: int) -> dict[str, float]:
+def _moved(one: Problem, method: str, gamma: Tensor, damping: Tensor, iterations: int) -> dict[str, float]:
     """Where the selected run ends if its start is moved by no more than rounding: not every path is that stable."""
     random = generator(0, "start")
     start = MOVE * torch.randn(MOVED, one.parameters, generator=random, dtype=torch.float64)
-    gammas, lambdas = _one(gamma, damping)
-    last = descend(one, method, gammas.expand(MOVED), lambdas.expand(MOVED), iterations, start=start).last
+    last = descend(one, method, gamma.expand(MOVED), damping.expand(MOVED), iterations, start=start).last
     return {"loss_moved_from": float(last.min()), "loss_moved_to": float(last.max())}
 
 
@@ -130,17 +148,17 @@ def _one(gamma: float, damping: float) -> tuple[Tensor, Tensor]:
     return torch.tensor([gamma], dtype=torch.float64), torch.tensor([damping], dtype=torch.float64)
 
 
-def starts(folder: Path, bar: tqdm[Any]) -> Tables:
+def starts(tables: Path, bar: tqdm[Any]) -> Tables:
     """Make Figure 6: Boston from starts ever farther from the optimum, with the step sizes of Figure 3.
 
     Args:
-        folder: With `selected_boston.csv`.
+        tables: The folder with `selected_boston.csv`.
         bar: Progress.
 
     Returns:
         starts.csv.
     """
-    one, chosen = convex("boston"), pd.read_csv(folder / "selected_boston.csv").set_index("method")
+    one, chosen = convex("boston"), pd.read_csv(tables / "selected_boston.csv").set_index("method")
     best = least_squares(one)
     bar.reset(2 * len(FACTORS))
     rows = []

@@ -35,8 +35,24 @@ TABLE_6 = {
     ("wine", "GD"): (-5.625, None),
     ("wine", "NGD"): (0.0, -8.5),
     ("wine", "EFGD"): (-1.375, -6.0),
+    ("energy", "GD"): (-5.5, None),
+    ("energy", "NGD"): (0.0, -7.5),
+    ("energy", "EFGD"): (0.875, -3.0),
+    ("powerplant", "GD"): (-5.75, None),
+    ("powerplant", "NGD"): (-0.625, -8.0),
+    ("powerplant", "EFGD"): (3.375, -1.0),
+    ("yacht", "GD"): (-1.5, None),
+    ("yacht", "NGD"): (-0.75, -7.5),
+    ("yacht", "EFGD"): (1.625, -6.5),
 }
-FULL_GRID = 241 * 41
+PAPER = {"gammas": [-20, 10, 241], "lambdas": [-10, 10, 41], "iterations": 100}  # what decides about the grids' claims
+# The best damping may lie on the grid's bound: the paper's choice is by the same grid, bound included.
+ON_GRID = "on the paper's grid, its bounds included"
+STABLE = 1.02  # a last loss that rounding changes by more than this factor decides nothing
+DATA = {
+    "logistic": "data as in the authors' code: Table 2 prints C as the covariance, and swaps the means of (B)",
+    "linear": "data as in the authors' code: the paper omits the intercept 1, and prints N(0, 2) for a deviation of 2",
+}
 
 
 def claims(folder: Path) -> list[Claim]:
@@ -49,7 +65,7 @@ def claims(folder: Path) -> list[Claim]:
         The claims.
     """
     settings = json.loads((folder / RECORD).read_text())["settings"]
-    at_paper_scale = settings["gammas"][2] * settings["lambdas"][2] == FULL_GRID
+    at_paper_scale = all(settings[key] == value for key, value in PAPER.items())
     chosen: Any = pd.concat([read_table(folder / f"selected_{name}.csv") for name in settings["problems"]])
     chosen = chosen.set_index(["problem", "method"])
     return [
@@ -57,8 +73,8 @@ def claims(folder: Path) -> list[Claim]:
         *_quadratic(folder),
         *_losses(chosen, at_paper_scale),
         *_steps(chosen, folder, at_paper_scale),
-        *_cosines(folder),
-        *_starts(folder),
+        *_cosines(folder, at_paper_scale),
+        *(_starts(folder, at_paper_scale) if "boston" in settings["problems"] else ()),
         *_nets(folder),
     ]
 
@@ -100,12 +116,18 @@ def _quadratic(folder: Path) -> Iterator[Claim]:
         yield Claim(
             f"at the optimum EF {'agrees with' if correct else 'differs from'} the Fisher: {model}, {variant}",
             f"Section 3.1, Figure {2 if model == 'logistic' else 4}",
-            "data as in the authors' code (Table 2 prints C as the covariance, and swaps the means of B)",
+            DATA[model],
             f"eigenvalues of F^-1 EF {'inside' if correct else 'outside'} those under labels redrawn from the fit",
             f"{panel['ratio_low']:.3f} and {panel['ratio_high']:.3f}; null {low[0]:.3f} to {low[1]:.3f} and "
             f"{high[0]:.3f} to {high[1]:.3f}", n, "97.5 % of the redraws for each of the two",
             holds(agree == correct),
         )  # fmt: skip
+    shapes = ", ".join(f"{m} {panels.loc[(m, 'misspecified_a'), 'ratio_low']:.3f}" for m in ("logistic", "linear"))
+    yield Claim(
+        "misspecified (A): the EF ellipse is smaller in every direction", "Figures 2 and 4", "1000 examples",
+        "both eigenvalues of F^-1 EF above 1", f"the smaller one: {shapes}", 2, "deterministic",
+        holds(bool((panels.xs("misspecified_a", level="variant")["ratio_low"] > 1).all())),
+    )  # fmt: skip
     flipped = panels.loc[("logistic", "misspecified_b")]
     yield Claim(
         "misspecified (B): the EF ellipse is tilted the wrong way", "Figure 2", "logistic, 1000 examples",
@@ -134,43 +156,48 @@ def _losses(chosen: Any, at_paper_scale: bool) -> Iterator[Claim]:
     for (problem, method), expected in known.items():
         if (problem, method) in chosen.index:
             row = chosen.loc[(problem, method)]
-            low, high = 0.99 * min(row["loss"], row["loss_moved_from"]), 1.01 * max(row["loss"], row["loss_moved_to"])
             setting = "100 full-batch steps from zero at the best (gamma, lambda); p clipped at 1e-8"
+            setting += f", {ON_GRID}" if at_paper_scale else ""
             setting += ", scikit-learn's data (569 x 30)" if problem == "breast_cancer" else ""
             least = " (least squares)" if problem == "boston" else ""
             moved = f"{row['loss_moved_from']:.4g} to {row['loss_moved_to']:.4g}"
             yield Claim(
                 f"{problem}: last loss of {method}", "Figure 3", setting.partition("; ")[0] if least else setting,
                 f"{expected:.4g}{least}", f"{row['loss']:.6g}", 1,
-                f"1 %, and what moving the start by rounding (1e-14) changes: {moved}",
-                holds(low <= expected <= high, decisive=at_paper_scale),
+                f"1 %; starts moved by rounding (1e-14) end at {moved}",
+                within(row["loss"], expected, 0.01, decisive=at_paper_scale and _stable(row)),
             )  # fmt: skip
 
 
+def _stable(row: Any) -> bool:
+    """Whether rounding leaves the last loss where it is."""
+    return bool(row["loss_moved_to"] <= STABLE * row["loss_moved_from"])
+
+
 def _steps(chosen: Any, folder: Path, at_paper_scale: bool) -> Iterator[Claim]:
-    for key, (gamma, damping) in TABLE_6.items():
-        if key not in chosen.index:
+    for (problem, method), (gamma, damping) in TABLE_6.items():
+        if (problem, method) not in chosen.index:
             continue
-        row, problem, method = chosen.loc[key], *key
-        near = row["log_gamma_from"] <= gamma <= row["log_gamma_to"]
-        near &= damping is None or row["log_lambda_from"] <= damping <= row["log_lambda_to"]
-        pair = f"log gamma {row['log_gamma']:g}" + ("" if damping is None else f", log lambda {row['log_lambda']:g}")
-        span = f"within 1 %: gamma {row['log_gamma_from']:g} to {row['log_gamma_to']:g}"
-        span += "" if damping is None else f", lambda {row['log_lambda_from']:g} to {row['log_lambda_to']:g}"
+        row, grid = chosen.loc[(problem, method)], read_table(folder / f"grid_{problem}.csv.gz")
+        grid = grid[(grid["method"] == method) & (grid["log_gamma"] == gamma)]
+        here = grid if damping is None else grid[grid["log_lambda"] == damping]
+        loss = float(here["loss"].iloc[0]) if len(here) else math.nan
+        printed, found = _pair(gamma, damping), _pair(row["log_gamma"], None if damping is None else row["log_lambda"])
+        span = f"within 1 %: {int(row['near'])} runs, gamma {row['log_gamma_from']:g} to {row['log_gamma_to']:g}"
         yield Claim(
-            f"{problem}: the best step size of {method}", "Table 6", "the set within 1 % of the smallest last loss",
-            f"log gamma {gamma:g}" + ("" if damping is None else f", log lambda {damping:g}"), f"{pair}; {span}",
-            int(row["near"]), f"the next best run is {100 * row['runner_up']:.2g} % worse",
-            holds(bool(near), decisive=at_paper_scale),
+            f"{problem}: the best step size of {method}", "Table 6", f"last loss within 1 % of the best, {ON_GRID}",
+            printed, f"there {loss:.6g}, the best {row['loss']:.6g} at {found}; {span}", int(row["near"]),
+            f"starts moved by rounding end at {row['loss_moved_from']:.4g} to {row['loss_moved_to']:.4g}",
+            holds(loss <= 1.01 * row["loss"], decisive=at_paper_scale and _stable(row)),
         )  # fmt: skip
-    ranges = {m: chosen.xs(m, level="method")["log_gamma"] for m in ("NGD", "EFGD")}
-    spans = {m: v.max() - v.min() for m, v in ranges.items()}
+    apart = {m: _apart(chosen.xs(m, level="method")) for m in ("NGD", "EFGD")}
+    told = holds(apart["EFGD"] >= 2 and apart["NGD"] <= 1, decisive=at_paper_scale)
     yield Claim(
         "the best step size of EFGD varies by orders of magnitude between problems, that of NGD does not",
-        "Section 4.3", f"{', '.join(sorted(chosen.index.unique('problem')))}",
-        "decades: EFGD at least 2, NGD at most 1",
-        f"decades: EFGD {spans['EFGD']:.3g}, NGD {spans['NGD']:.3g}", len(ranges["NGD"]), "deterministic",
-        holds(spans["EFGD"] >= 2 and spans["NGD"] <= 1, decisive=at_paper_scale),
+        "Section 4.3", f"sets within 1 % of the best: {', '.join(sorted(chosen.index.unique('problem')))}",
+        "decades between the sets farthest apart: EFGD at least 2, NGD at most 1",
+        f"EFGD {apart['EFGD']:.3g}, NGD {apart['NGD']:.3g}", len(chosen.index.unique("problem")), "deterministic",
+        told if at_paper_scale else "inconclusive",
     )  # fmt: skip
     if at_paper_scale and (folder / "grid_boston.csv.gz").exists():
         grid = read_table(folder / "grid_boston.csv.gz")
@@ -182,7 +209,16 @@ def _steps(chosen: Any, folder: Path, at_paper_scale: bool) -> Iterator[Claim]:
         )  # fmt: skip
 
 
-def _cosines(folder: Path) -> Iterator[Claim]:
+def _pair(gamma: float, damping: float | None) -> str:
+    return f"log gamma {gamma:g}" + ("" if damping is None else f", log lambda {damping:g}")
+
+
+def _apart(rows: Any) -> float:
+    """Decades between the two sets of best step sizes that are farthest apart; 0 where all have one in common."""
+    return max(0.0, float(rows["log_gamma_from"].max() - rows["log_gamma_to"].min()))
+
+
+def _cosines(folder: Path, at_paper_scale: bool) -> Iterator[Claim]:
     setting = "along EFGD's path, both damped by EFGD's lambda (as the code; the paper says without damping)"
     for path in sorted(folder.glob("curves_*.csv")):
         name, curve = path.stem.partition("_")[2], read_table(path)
@@ -197,31 +233,34 @@ def _cosines(folder: Path) -> Iterator[Claim]:
             yield Claim(
                 "boston: EF as preconditioner points away from the natural gradient", "Section 4.3, Figure 3", setting,
                 "strongly negative early, then recovers", told, 1, "below -0.3; last above 0.5",
-                holds(cosine.min() < -0.3 and cosine.iloc[-1] > 0.5, decisive=False),
+                holds(cosine.min() < -0.3 and cosine.iloc[-1] > 0.5, decisive=at_paper_scale),
             )  # fmt: skip
         if name == "a1a":
             yield Claim(
                 "a1a: the directions part early and meet again", "Figure 3", setting, "near 0 early, ends near 1",
                 told, 1, "least below 0.5 in the first 20 steps; last above 0.9",
-                holds(cosine.iloc[:20].min() < 0.5 and cosine.iloc[-1] > 0.9, decisive=False),
+                holds(cosine.iloc[:20].min() < 0.5 and cosine.iloc[-1] > 0.9, decisive=at_paper_scale),
             )  # fmt: skip
 
 
-def _starts(folder: Path) -> Iterator[Claim]:
+def _starts(folder: Path, at_paper_scale: bool) -> Iterator[Claim]:
     starts = read_table(folder / "starts.csv")
     last = starts[starts["iteration"] == starts["iteration"].max()].pivot(
         index="factor", columns="method", values="loss"
     )
-    optimum, setting = starts["optimum"].iloc[0], "20 steps from factor x least squares, at the step sizes of Figure 3"
+    optimum, setting = (
+        starts["optimum"].iloc[0],
+        "20 steps from factor x least squares (the code; the paper: -theta* to theta*)",
+    )
     yield Claim(
         "boston: NGD reaches the optimum from every start", "Figure 6", setting, f"{optimum:.5g}",
         ", ".join(f"{v:.5g}" for v in last["NGD"]), len(last), "0.1 %",
-        holds(bool(((last["NGD"] / optimum - 1).abs() < 1e-3).all())),
+        holds(bool(((last["NGD"] / optimum - 1).abs() < 1e-3).all()), decisive=at_paper_scale),
     )  # fmt: skip
     yield Claim(
         "boston: EFGD is the worse the farther it starts", "Figure 6", setting, "last loss falls with the factor",
         ", ".join(f"{f:g}: {v:.4g}" for f, v in last["EFGD"].items()), len(last), "deterministic",
-        holds(last["EFGD"].is_monotonic_decreasing),
+        holds(last["EFGD"].is_monotonic_decreasing, decisive=at_paper_scale),
     )  # fmt: skip
 
 
