@@ -38,6 +38,7 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 COMMANDS: Mapping[str, Command] = {
     "train": Command("[-m] [KEY=VALUE ...]", "train a model, or several with -m", "fisherlab.commands.train"),
+    "tune": Command("[KEY=VALUE ...]", "Bayesian search over lr, momentum, any number", "fisherlab.commands.tune"),
     "compare": Command("[KEY=VALUE ...]", "Fisher against empirical Fisher along a path", "fisherlab.commands.compare"),
     "study": Command("NAME [scale=smoke|quick|paper]", "reproduce a paper's study", "fisherlab.commands.study"),
     "figures": Command("[NAME ...]", "re-draw the studies' figures from their tables", "fisherlab.commands.figures"),
@@ -45,13 +46,13 @@ COMMANDS: Mapping[str, Command] = {
     "list": Command("[KIND ...]", "every dataset, model, optimizer with one line each", "fisherlab.commands.listing"),
     "doctor": Command("", "versions, device, threads, data, write access", "fisherlab.commands.doctor"),
 }
-PLANNED = ("tune",)
 
 EXAMPLES = """\
   fisherlab train optimizer=kfac damping=1e0
   fisherlab train dataset=a1a model=logistic optimizer=efngd lr=0.5 epochs=20
   fisherlab train -m optimizer=kfac damping=1e-2,1e-1,1e0 seed=0,1,2
   fisherlab train resume=results/runs/RUN
+  fisherlab tune optimizer=kfac damping=1e0 model=deep_linear trials=300
   fisherlab compare dataset=digits model.hidden=[32] optimizer=sgd epochs=10
   fisherlab study kunstner2019 scale=smoke
 """
@@ -106,10 +107,6 @@ def dispatch(args: Sequence[str]) -> int:
         return 0
     if name in ("-sc", "--shell-completion"):
         return importlib.import_module("fisherlab.commands.completion").main(rest)
-    if name in PLANNED:
-        raise UsageError(
-            f"'{name}' is planned and not in version {__version__}; expected one of: {', '.join(COMMANDS)}"
-        )
     if name not in COMMANDS:
         raise UsageError(f"there is no command '{name}'; {did_you_mean(name, COMMANDS)}")
     command = COMMANDS[name]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from fisherlab.cli import COMMANDS, PLANNED, main
+from fisherlab.cli import COMMANDS, main
 from fisherlab.commands.completion import query
 from fisherlab.sweep.plan import Trial
 from fisherlab.training.setup import resolve
@@ -72,7 +72,7 @@ def runs(monkeypatch) -> Runs:
         module = types.ModuleType(f"fisherlab.{name}")
         module.run_group = module.write_outcome = function  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, f"fisherlab.{name}", module)
-    monkeypatch.setattr("fisherlab.sweep.plan._try", lambda alike: Trial(tuple(alike), steps=1, capacity=64))
+    monkeypatch.setattr("fisherlab.sweep.plan.attempt", lambda alike: Trial(tuple(alike), steps=1, capacity=64))
     return runs
 
 
@@ -147,7 +147,6 @@ def test_help_of_the_other_commands(name, capsys):
         (["doctor", "who"], "who"),
         (["-sc"], "install=SHELL"),
         (["-sc", "install=bsh"], "did you mean 'bash'?"),
-        *(([name], f"'{name}' is planned") for name in PLANNED),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(args, says, here, runs, capsys):

@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UsageError: If there is no such kind or folder.
     """
-    kinds, folder = _read(args)
+    kinds, folder = split_config_dir(args)
     source = Source(folder)
     source.check()
     groups = sorted(source.groups(), key=lambda kind: (FIRST.index(kind) if kind in FIRST else len(FIRST), kind))
@@ -39,7 +39,18 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _read(args: Sequence[str]) -> tuple[list[str], Path | None]:
+def split_config_dir(args: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Take `--config-dir DIR` out of arguments.
+
+    Args:
+        args: As typed.
+
+    Returns:
+        The others, and the folder, if any.
+
+    Raises:
+        UsageError: If no folder follows.
+    """
     rest = list(args)
     flag = next((arg for arg in rest if arg in ("--config-dir", "-cd")), None)
     if flag is None:

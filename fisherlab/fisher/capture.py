@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -126,6 +126,39 @@ class Inputs:
             accumulate(found[..., at:end], g, part.expand(*g.shape[:-2], -1, -1), 0.0, weight)
             at = end
         return found
+
+
+@dataclass(frozen=True)
+class MeanGradient:
+    """The gradient of a batch's mean loss, formed layer by layer where somebody reads it.
+
+    Attributes:
+        inputs: Homogeneous inputs, one per layer.
+        gradients: Per-example pre-activation gradients [..., B, out], one per layer.
+    """
+
+    inputs: list[Inputs]
+    gradients: list[Tensor]
+    _formed: dict[int, Tensor] = field(default_factory=dict)
+
+    def layer(self, i: int) -> Tensor:
+        """Form one layer's gradient, or give it again.
+
+        Args:
+            i: Which layer.
+
+        Returns:
+            Tensor [..., out, in + 1], or [..., out, in] without biases.
+        """
+        if i not in self._formed:
+            g = self.gradients[i]
+            self._formed[i] = self.inputs[i].weighted_sum(g, 1 / g.shape[-2])
+        return self._formed[i]
+
+    @property
+    def layers(self) -> list[Tensor]:
+        """The gradient of every layer."""
+        return [self.layer(i) for i in range(len(self.inputs))]
 
 
 @dataclass(frozen=True)

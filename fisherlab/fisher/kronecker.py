@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.fisher.capture import Inputs
+from fisherlab.fisher.capture import Inputs, MeanGradient
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, eigh, inverse, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
@@ -160,9 +160,29 @@ class Kronecker(Structure):
         left = torch.cholesky_solve(v, on_g)
         return torch.cholesky_solve(left.mT, on_a).mT
 
+    def solve_mean(self, gradient: MeanGradient, extra: list[Tensor] | None = None) -> list[Tensor]:
+        """See `Structure.solve_mean`."""
+        if self.damping_mode == "factored" or extra is not None:
+            return super().solve_mean(gradient, extra)
+        return [self._unrotated(self._rotated(gradient, i, *p[:2]), *p) for i, p in enumerate(self._prepared)]
+
     @staticmethod
-    def _solve_eigen(v: Tensor, vectors_a: Tensor, vectors_g: Tensor, denominator: Tensor) -> Tensor:
+    def _rotated(gradient: MeanGradient, i: int, vectors_a: Tensor, vectors_g: Tensor) -> Tensor:
+        """A layer's gradient in the joint eigenbasis; the layer's size and the batch's alone decide how."""
+        # Of a layer with many inputs a small batch is rotated in place of the gradient: the first layer's inputs, and
+        # their eigenvectors, are common to all replicas of a stream.
+        inputs, g = gradient.inputs[i], gradient.gradients[i]
+        batch, out = g.shape[-2:]
+        if batch > 2 * out or inputs.width < 4 * out:
+            return product(product(vectors_g.mT, gradient.layer(i)), vectors_a)
+        return Inputs(product(inputs.joined, vectors_a), None).weighted_sum(product(g, vectors_g), 1 / batch)
+
+    def _solve_eigen(self, v: Tensor, vectors_a: Tensor, vectors_g: Tensor, denominator: Tensor) -> Tensor:
         rotated = product(product(vectors_g.mT, v), vectors_a)
+        return self._unrotated(rotated, vectors_a, vectors_g, denominator)
+
+    @staticmethod
+    def _unrotated(rotated: Tensor, vectors_a: Tensor, vectors_g: Tensor, denominator: Tensor) -> Tensor:
         return product(product(vectors_g, rotated / denominator), vectors_a.mT)
 
     def matvec(self, v: list[Tensor]) -> list[Tensor]:

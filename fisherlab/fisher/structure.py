@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisherlab.fisher.capture import MeanGradient
 from fisherlab.fisher.kinds import Statistics
 
 
@@ -78,6 +79,18 @@ class Structure(ABC):
         Returns:
             u, per layer.
         """
+
+    def solve_mean(self, gradient: MeanGradient, extra: list[Tensor] | None = None) -> list[Tensor]:
+        """Solve for the mean gradient of a batch, which a structure need not form.
+
+        Args:
+            gradient: The gradient of the mean nll.
+            extra: As `solve`.
+
+        Returns:
+            u, per layer.
+        """
+        return self.solve(gradient.layers if self.needs_gradient else [], extra)
 
     @abstractmethod
     def matvec(self, v: list[Tensor]) -> list[Tensor]:

@@ -23,6 +23,14 @@ def _pytorch(weight: Tensor, bias: Tensor | None, generator: Generator | None) -
         bias.uniform_(-bound, bound, generator=generator)
 
 
+def _half(weight: Tensor, bias: Tensor | None, generator: Generator | None) -> None:
+    """PyTorch's default, halved: a deep net starts on a longer plateau."""
+    _pytorch(weight, bias, generator)
+    weight.mul_(0.5)
+    if bias is not None:
+        bias.mul_(0.5)
+
+
 def _glorot(weight: Tensor, bias: Tensor | None, generator: Generator | None) -> None:
     """Weights from U(-r, r), r = sqrt(6 / (inputs + outputs)); biases zero (Glorot and Bengio 2010)."""
     nn.init.xavier_uniform_(weight, generator=generator)
@@ -51,6 +59,7 @@ def _zero(bias: Tensor | None) -> None:
 
 INITIALISATIONS: dict[str, Callable[[Tensor, Tensor | None, Generator | None], None]] = {
     "pytorch": _pytorch,
+    "half": _half,
     "glorot": _glorot,
     "sparse": _sparse,
     "zeros": _zeros,
@@ -62,7 +71,7 @@ def initialise(model: nn.Module, name: str, generator: Generator | None = None) 
 
     Args:
         model: A model without replica axes.
-        name: pytorch, glorot, sparse or zeros.
+        name: pytorch, half, glorot, sparse or zeros.
         generator: Source of the random numbers; the global one when None.
 
     Returns:

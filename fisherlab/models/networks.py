@@ -75,7 +75,7 @@ def mlp(
         outputs: Number of outputs.
         hidden: Widths of the hidden layers.
         activation: relu, tanh, logistic, elu or linear, after every hidden layer.
-        init: pytorch, glorot, sparse or zeros.
+        init: pytorch, half, glorot, sparse or zeros.
         bias: Whether the layers have biases.
         generator: Source of the initial weights.
 
@@ -104,7 +104,7 @@ def deep_linear(
         outputs: Number of outputs.
         layers: Number of weight matrices.
         width: Units of every hidden layer.
-        init: pytorch, glorot, sparse or zeros.
+        init: pytorch, half, glorot, sparse or zeros.
         bias: Whether the layers have biases.
         generator: Source of the initial weights.
 
@@ -135,7 +135,7 @@ def autoencoder(
         hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
         code: Units of the code layer.
         activation: relu, tanh, logistic, elu or linear, after every hidden layer but the code.
-        init: pytorch, glorot, sparse or zeros.
+        init: pytorch, half, glorot, sparse or zeros.
         generator: Source of the initial weights.
 
     Returns:
@@ -161,7 +161,7 @@ def linear(
     Args:
         inputs: Number of inputs.
         outputs: Number of outputs.
-        init: pytorch, glorot, sparse or zeros.
+        init: pytorch, half, glorot, sparse or zeros.
         bias: Whether there is a bias, the ones column appended last (Kunstner et al. 2019).
         generator: Source of the initial weights.
 

@@ -6,14 +6,14 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import SolveError, UsageError, did_you_mean
-from fisherlab.fisher.capture import Capture
+from fisherlab.fisher.capture import Capture, MeanGradient
 from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
@@ -247,8 +247,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss, mean = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
         observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        pairs = list(zip(captured.inputs, observed, strict=True))
-        gradient = cache(lambda: [inputs.weighted_sum(g, 1 / batch) for inputs, g in pairs])
+        gradient = MeanGradient(captured.inputs, observed)
         extra = self._l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = host(self.param_groups[0]["damping"])
@@ -256,7 +255,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             damping = damping + host(self.l2)
         self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
         direction = self.preconditioner(gradient, joined, damping.to(f.device, non_blocking=True))
-        self._unwritten = lambda: total(self._parts(gradient()), extra)  # computed where somebody asks for it
+        self._unwritten = lambda: total(self._parts(gradient.layers), extra)  # computed where somebody asks for it
         self._room(0, self.param_groups[0]["params"])
         steps = [self._clipped(self._flat(self._parts(direction)))]
         if rest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher import STRUCTURES, Captured, Kind, Statistics, Structure, statistics
+from fisherlab.fisher.capture import MeanGradient
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.fisher.linalg import full_precision
 from fisherlab.likelihood import Likelihood
@@ -137,13 +137,11 @@ class Preconditioner:
         with full_precision():
             self._update(statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns, mean))
 
-    def __call__(
-        self, gradient: Callable[[], list[Tensor]], extra: list[Tensor] | None, damping: Tensor
-    ) -> list[Tensor]:
+    def __call__(self, gradient: MeanGradient, extra: list[Tensor] | None, damping: Tensor) -> list[Tensor]:
         """Make one natural gradient, with a fresh factorisation where it is its turn.
 
         Args:
-            gradient: Computes the gradient of the mean nll, per layer; not asked by a structure that needs none.
+            gradient: Of the mean nll; not formed where the structure needs none.
             extra: L2's part of the objective's gradient, per layer.
             damping: lambda (plus L2 where it counts as curvature), float64 [...].
 
@@ -154,7 +152,7 @@ class Preconditioner:
             if self._stale or self.step % self.inverse_period == 0:
                 self._stale = False
                 self._mark(self.structure.refresh(damping, self.inverse_period))
-            direction = self.structure.solve(gradient() if self.structure.needs_gradient else [], extra)
+            direction = self.structure.solve_mean(gradient, extra)
         self.step += 1
         return direction
 

@@ -4,4 +4,7 @@ A study's module offers `parts(settings) -> list[Part]` and `claims(folder) -> l
 draws its figures from the tables.
 """
 
-STUDIES = {"kunstner2019": "fisherlab.studies.kunstner2019"}
+STUDIES = {
+    "kunstner2019": "fisherlab.studies.kunstner2019",
+    "fujimori2022": "fisherlab.studies.fujimori2022",
+}

@@ -54,10 +54,11 @@ def write(results: Path) -> Path:
 def _row(folder: Path) -> str:
     record = json.loads((folder / RECORD).read_text())
     counts = pd.read_csv(folder / "claims.csv")["verdict"].value_counts()
-    parts = record["parts"].values()
+    parts, planned = record["parts"].values(), record.get("planned", record["parts"])
     commits = ", ".join(sorted({_short(str(part["commit"])) for part in parts}))
     minutes = sum(part["seconds"] for part in parts) / 60
     name = f"[{folder.parent.name}](studies/{folder.parent.name}/{folder.name}) | {folder.name}"
+    name += f" ({len(parts)} of {len(planned)} parts)" if len(parts) < len(planned) else ""
     verdicts = " | ".join(str(counts.get(verdict, 0)) for verdict in VERDICTS)
     return f"| {name} | {verdicts} | {commits} | {minutes:.1f} |"
 

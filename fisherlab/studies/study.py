@@ -68,7 +68,11 @@ class Claim:
 
 
 class Study(Protocol):
-    """What a study's module offers."""
+    """What a study's module offers.
+
+    With `PIECEWISE = True` its claims are judged, and its figures drawn, after every part that took a minute.
+    `derived(folder)`, where it has one, gives tables that follow from the others.
+    """
 
     def parts(self, settings: Mapping[str, Any], folder: Path) -> list[Part]:
         """List what there is to be made at a scale; a part may read the tables of those before it."""
@@ -103,9 +107,9 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
         UsageError: If the folder holds tables that were made with other settings.
     """
     study = load(name)
-    study.parts(settings, folder)  # what is wrong with the settings is said before anything is written
-    record = begin(folder, settings, facts)
-    for part in study.parts(settings, folder):
+    parts = study.parts(settings, folder)  # what is wrong with the settings is said before anything is written
+    record = begin(folder, settings, facts) | {"planned": [part.name for part in parts]}
+    for part in parts:
         if part.name in record["parts"] and all((folder / table).exists() for table in part.tables):
             continue
         began = time.perf_counter()
@@ -117,8 +121,22 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
         record["parts"][part.name] = {"seconds": seconds, **{k: facts.get(k) for k in ("commit", "threads")}}
         write_json(folder / RECORD, record)
         print(f"{part.name}: {seconds} s", flush=True)
-    judged = study.claims(folder)
-    write_table(folder / "claims.csv", pd.DataFrame([asdict(claim) for claim in judged]))
+        if getattr(study, "PIECEWISE", False) and seconds > 60:
+            conclude(name, folder)
+    conclude(name, folder)
+
+
+def conclude(name: str, folder: Path) -> None:
+    """Judge a study's claims by its tables, and draw its figures.
+
+    Args:
+        name: Of the study.
+        folder: With its tables.
+    """
+    study = load(name)
+    for table, found in getattr(study, "derived", lambda _: {})(folder).items():
+        write_table(folder / table, found)
+    write_table(folder / "claims.csv", pd.DataFrame([asdict(claim) for claim in study.claims(folder)]))
     draw(name, folder)
 
 

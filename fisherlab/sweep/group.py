@@ -105,7 +105,7 @@ def run_group(folder: Path) -> None:
             print(f"fisherlab: {folder}: {error.strerror}; start the same command again", file=sys.stderr)
             return
         for job in jobs:
-            if job.status in ENDED and not (job.directory / "curves.png").exists():
+            if job.cfg.figures and job.status in ENDED and not (job.directory / "curves.png").exists():
                 plot(job.directory)
         (folder / checkpoint.NAME).unlink(missing_ok=True)
 

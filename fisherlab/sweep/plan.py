@@ -103,7 +103,7 @@ def plan(overrides: Sequence[str], source: Source | None = None) -> list[Trial]:
     every = jobs(overrides, source)
     if not every:
         raise UsageError(f"{' '.join(overrides)}: a sweep over no values; expected at least one")
-    return [_try(alike) for alike in _alike(_Composer(source).jobs(every))]
+    return [attempt(group) for group in alike(_Composer(source).jobs(every))]
 
 
 def partition(trials: Iterable[Trial], known: Iterable[str], most: int, workers: int) -> list[Group]:
@@ -208,8 +208,15 @@ class _Composer:
         return dict(json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True))))
 
 
-def _alike(every: Iterable[Job]) -> list[list[Job]]:
-    """Put jobs of the same shape together."""
+def alike(every: Iterable[Job]) -> list[list[Job]]:
+    """Put jobs of the same shape together.
+
+    Args:
+        every: Any jobs.
+
+    Returns:
+        Those that can be replicas of one program, together.
+    """
     found: dict[str, list[Job]] = {}
     for one in every:
         found.setdefault(shape(one.config, _per_replica(one.config["optimizer"])), []).append(one)
@@ -226,17 +233,24 @@ def _per_replica(optimizer: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(getattr(target, "per_replica", ()))
 
 
-def _try(alike: Sequence[Job]) -> Trial:
-    """Build one of the jobs, then the optimizer of each: numbers change nothing else."""
+def attempt(group: Sequence[Job]) -> Trial:
+    """Build one of the jobs, then the optimizer of each: numbers change nothing else.
+
+    Args:
+        group: Jobs of one shape.
+
+    Returns:
+        What that told.
+    """
     from fisherlab.sweep.memory import available, footprint
     from fisherlab.training.setup import draws, prepare, resolve
 
-    experiment = prepare(resolve(OmegaConf.create(alike[0].config)))
-    for optimizer in _distinct(one.config["optimizer"] for one in alike[1:]):
+    experiment = prepare(resolve(OmegaConf.create(group[0].config)))
+    for optimizer in _distinct(one.config["optimizer"] for one in group[1:]):
         _try_optimizer(experiment, optimizer)
-    free = bool(experiment.replicas and _per_replica(alike[0].config["optimizer"]) and not draws(experiment))
+    free = bool(experiment.replicas and _per_replica(group[0].config["optimizer"]) and not draws(experiment))
     capacity = footprint(experiment).capacity(available(experiment.device)) if free else 1
-    return Trial(tuple(alike), experiment.steps, capacity)
+    return Trial(tuple(group), experiment.steps, capacity)
 
 
 def _distinct(values: Iterable[Config]) -> Iterator[Config]:

@@ -104,9 +104,9 @@ class Record:
             for one in self.group(group)["jobs"]
         }
         for one in jobs:
-            if one.name in self.jobs and (difference := _difference(recorded.get(one.name, {}), one.config)):
+            if one.name in self.jobs and (changed := difference(recorded.get(one.name, {}), one.config)):
                 where = self.run(one.name)
-                raise UsageError(f"'{where}' has another config ({difference}); results=FOLDER makes a new sweep")
+                raise UsageError(f"'{where}' has another config ({changed}); results=FOLDER makes a new sweep")
 
     def add(self, groups: Sequence[Group], workers: int) -> None:
         """Record groups, their own files first: what a kill leaves without sweep.json is of no account.
@@ -215,13 +215,22 @@ class Record:
         return str(self.status(name).get("status", "waiting"))
 
 
-def _difference(then: Config, now: Config, prefix: str = "") -> str:
-    """The first key in which two configs differ, with both values; empty where there is none."""
+def difference(then: Config, now: Config, prefix: str = "") -> str:
+    """Find the first key in which two configs differ.
+
+    Args:
+        then: One.
+        now: The other.
+        prefix: Of the keys.
+
+    Returns:
+        The key with both values; empty where there is none.
+    """
     for key in dict.fromkeys([*then, *now]):
         old, new = then.get(key), now.get(key)
         if old == new or (not prefix and key in INCIDENTAL):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            return _difference(old, new, f"{prefix}{key}.")
+            return difference(old, new, f"{prefix}{key}.")
         return f"{prefix}{key}={show(new)}, then {show(old)}"
     return ""

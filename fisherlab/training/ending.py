@@ -34,7 +34,7 @@ def close(trainer: Trainer, lane: Lane, setup: float, trace: str = "") -> str:
         write_status(trainer, lane, setup, trace)
         if alone and not lane.live:
             keep(trainer, lane)
-        if not lane.live:
+        if not lane.live and lane.cfg.figures:
             plot(lane.recorder.folder)
     except OSError as error:
         # A full disk: what the run has left so far can be resumed when there is room.
@@ -62,16 +62,18 @@ def write_status(trainer: Trainer, lane: Lane, setup: float, trace: str = "") ->
 
 
 def keep(trainer: Trainer, lane: Lane) -> None:
-    """A finished run keeps its weights only, unless asked; a failed one its last checkpoint, to be resumed from.
+    """A finished run keeps its weights, unless asked otherwise; a failed one its last checkpoint, to be resumed from.
 
     Args:
         trainer: What trained it.
         lane: The run.
     """
     folder = lane.recorder.folder
-    if lane.status == "diverged":  # its weights are from whenever the divergence was noticed
+    ended = lane.status == "finished"
+    if lane.status == "diverged" or (ended and lane.cfg.keep == "nothing"):
+        # The weights of a diverged one are from whenever the divergence was noticed.
         (folder / checkpoint.NAME).unlink(missing_ok=True)
-    if lane.status == "finished":
+    elif ended:
         state = trainer.own_state(lane) if lane.cfg.keep == "all" else trainer.weights(lane)
         checkpoint.save(folder, checkpoint.fingerprint(lane.cfg), state)
 

@@ -104,7 +104,7 @@ def resume(directory: Path, *, debug: bool = False, watch: Watch | None = None) 
     except Exception as error:
         raise UsageError(f"resume={folder} is no readable run: {' '.join(str(error).split())}") from error
     if status.get("status") in ENDED:
-        if not (folder / "curves.png").exists():
+        if cfg.figures and not (folder / "curves.png").exists():
             plot(folder)
         print(f"already {status['status']}: nothing to resume")
         print(folder)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from fisherlab.fisher import Kronecker
+from fisherlab.fisher import Capture, Kronecker, Statistics
+from fisherlab.fisher.capture import MeanGradient
 from fisherlab.fisher.kronecker import factored_damping
-from fisherlab.models import deep_linear, stack_replicas
+from fisherlab.models import deep_linear, mlp, stack_replicas
 from fisherlab.streams import generator
 from tests.cases import KINDS, LAYERS, LIKELIHOODS, batch_of, batch_statistics, flat, like, model_of, noise_of
 from tests.compare import assert_close, assert_same_bits
@@ -208,3 +209,20 @@ def test_undamped_rounding_noise_is_marked_lane_by_lane(dtype):
     damping = torch.tensor([0.0, 0.0, 1e-3], dtype=torch.float64)
     _, failed = Kronecker._eigen(a, torch.eye(2, dtype=dtype), damping)
     assert failed.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("batch", [3, 50])  # the batch is rotated, or its gradient
+def test_the_mean_gradient_of_a_batch_is_solved_for_formed_or_not(batch, mode, bias):
+    x, model = torch.rand(batch, 12, dtype=torch.float64), mlp(12, 3, hidden=(2,), bias=bias).double()
+    captured = Capture(model)(x)
+    observed, _ = captured.backward(torch.rand(batch, 3, dtype=torch.float64))
+    structure = Kronecker(mode)
+    structure.update(Statistics(captured.inputs, [g.unsqueeze(-3) for g in observed]), 0.0)
+    structure.refresh(number(0.1))
+    gradient = MeanGradient(captured.inputs, observed)
+    expected = structure.solve([g.mT @ a.joined / batch for g, a in zip(observed, captured.inputs, strict=True)])
+    assert_close(flat(structure.solve_mean(gradient)), flat(expected), 1e-12)
+    extra = like(expected)
+    assert_close(flat(structure.solve_mean(gradient, extra)), flat(structure.solve(gradient.layers, extra)), 1e-12)

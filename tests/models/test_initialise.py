@@ -42,6 +42,13 @@ def test_pytorch_is_nn_linear_s_own_distribution():
     assert torch.allclose(layer.bias, expected.bias, atol=0, rtol=1e-6)
 
 
+def test_half_is_half_of_pytorch(layer):
+    initialise(layer, "half", generator(0, "init"))
+    whole = initialise(nn.Linear(*layer.weight.shape[::-1]), "pytorch", generator(0, "init"))
+    assert torch.equal(layer.weight, whole.weight / 2)
+    assert torch.equal(layer.bias, whole.bias / 2)
+
+
 def test_glorot_is_uniform_in_the_mean_of_inputs_and_outputs(layer):
     initialise(layer, "glorot", generator(0, "init"))
     uniform_within(layer.weight, math.sqrt(6 / 700))

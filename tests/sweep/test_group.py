@@ -18,6 +18,13 @@ OPTIMIZERS = {
     "adam": ["optimizer=adam"],
     "kfac": ["optimizer=kfac", "optimizer.inverse_period=4", "damping=0.1"],
     "kfac eigenbasis": ["optimizer=kfac", "optimizer.damping_mode=tikhonov", "optimizer.inverse_period=3"],
+    "kfac eigenbasis, batch rotated": [
+        "optimizer=kfac",
+        "optimizer.damping_mode=tikhonov",
+        "model.hidden=[12]",
+        "batch_size=16",
+        "dataset=digits",
+    ],
     "efngd": ["optimizer=efngd", "damping=0.5"],
 }
 RATES = (0.01, 0.05, 1e9)  # the last blows up
@@ -137,3 +144,16 @@ def test_a_lane_whose_solve_fails_is_failed_and_the_others_finish(bare, tmp_path
         told, expected = (json.loads((d / "status.json").read_text()) for d in (mine, other))
         assert told["status"] == expected["status"] == status
         assert told.get("error") == expected.get("error")
+
+
+def test_jobs_of_a_group_may_keep_nothing_and_draw_nothing(tmp_path):
+    quiet = ["optimizer=sgd", "keep=nothing", "figures=false"]
+    grid = [[*quiet, f"lr={lr}"] for lr in RATES]
+    place = group(tmp_path, [1, 3], grid)
+    run_group(place)
+    for overrides in grid:
+        mine, other = runs(place) / name(overrides), alone(tmp_path, overrides)
+        assert tables(mine) == tables(other)
+        assert {p.name for p in mine.iterdir()} == {p.name for p in other.iterdir()}
+        assert not {p.suffix for p in mine.iterdir()} & {".pt", ".png"}
+    assert not (place / "checkpoint.pt").exists()

@@ -1,0 +1,216 @@
+"""The figures of Fujimori et al. (2022), from the study's tables; pink is damping 1e0, as in the paper."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = {
+    -5: "tab:green", -4: "tab:blue", -3: "tab:cyan", -2: "tab:purple", -1: "tab:orange", 0: "deeppink", 1: "tab:brown",
+    2: "0.55",
+}  # fmt: skip
+FIGURE_1 = (-4, 0, 1)  # decades of the paper's Figure 1
+
+
+def figures(folder: Path) -> dict[str, Figure]:
+    """Draw what has been searched so far.
+
+    Args:
+        folder: The study's folder.
+
+    Returns:
+        The figures by file name, without suffix.
+    """
+    settings = json.loads((folder / "study.json").read_text())["settings"]
+    summary = _read(folder / "summary.csv")
+    told = dict(zip(summary["setting"], summary["told"], strict=True))
+    searched = {s: title for s, title in told.items() if (folder / f"trials_{s}_tpe.csv.gz").exists()}
+    drawn = {
+        "figure_2": _curves(folder, searched),
+        "loss_against_damping": _losses(summary),
+        "best_learning_rate": _rates(folder, searched, summary),
+        "diverged": _diverged(summary),
+    }
+    whole = [s for s in searched if s in settings["settings"]]
+    drawn |= {f"figure_1_{s}": _histograms(folder, s, told[s], settings["dampings"]) for s in whole}
+    rerun = {s: title for s, title in searched.items() if (folder / f"gradients_{s}.csv.gz").exists()}
+    drawn |= {"squared_gradients": _gradients(folder, rerun)} if rerun else {}
+    drawn |= {"cosine_to_gradient": _cosines(folder)} if (folder / "cosines.csv.gz").exists() else {}
+    for figure in drawn.values():
+        figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
+    return drawn
+
+
+def _read(path: Path) -> Any:
+    return pd.read_csv(path)
+
+
+def _style(damping: float) -> dict[str, Any]:
+    """Line of a damping; not a number is SGD."""
+    if math.isnan(damping):
+        return {"color": "k", "ls": "--", "label": "SGD"}
+    decade = round(math.log10(damping))
+    return {"color": COLOURS[decade], "label": f"$10^{{{decade}}}$", "lw": 2.2 if decade == 0 else 1.3}
+
+
+def _panels(titles: list[str], width: float = 3.4, height: float = 3.0, **shared: Any) -> tuple[Figure, list[Axes]]:
+    columns = min(3, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(width * columns + 1, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    for axis in axes[len(titles) :]:
+        axis.set_axis_off()
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(textwrap.fill(title, 30), fontsize="medium")
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: list[Axes], title: str = "damping") -> None:
+    """One legend for all panels, each label once."""
+    found = {name: h for axis in axes for h, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(found.values(), found.keys(), loc="outside right center", title=title, frameon=False)
+
+
+def _by_damping(table: Any) -> Iterator[tuple[float, Any]]:
+    for damping, part in table.groupby("damping", dropna=False):
+        yield float(damping), part
+
+
+def _curves(folder: Path, searched: dict[str, str]) -> Figure:
+    """Figure 2: training loss of the best trials by step, their mean and the span of their middle 80 %."""
+    figure, axes = _panels(list(searched.values()), sharey=True, sharex=True)
+    for axis, setting in zip(axes, searched, strict=False):
+        for damping, part in _by_damping(_read(folder / f"curves_{setting}_tpe.csv.gz")):
+            smooth = part[["mean", "q10", "q90"]].rolling(11, center=True, min_periods=1).mean()
+            axis.plot(part["step"], smooth["mean"], **_style(damping))
+            axis.fill_between(
+                part["step"], smooth["q10"], smooth["q90"], color=_style(damping)["color"], alpha=0.12, lw=0
+            )
+        axis.set(xlabel="iteration", ylabel="training loss (nats per example)", yscale="log")
+        axis.label_outer()
+    _legend(figure, axes)
+    return figure
+
+
+def _losses(summary: Any) -> Figure:
+    """Last training loss against damping: best trial, mean of the best third, median; SGD as lines."""
+    settings = dict(zip(summary["setting"], summary["told"], strict=True))
+    figure, axes = _panels(list(settings.values()), sharey=True, sharex=True)
+    for axis, setting in zip(axes, settings, strict=False):
+        for sampler, ls, marker in (("tpe", "-", "o"), ("random", ":", "s")):
+            rows = summary[(summary["setting"] == setting) & (summary["sampler"] == sampler)]
+            for what, colour, told in (
+                ("best", "deeppink", "best trial"),
+                ("mean_best", "tab:blue", "mean of the best third"),
+                ("median", "0.5", "median"),
+            ):
+                kfac, sgd = rows[rows["damping"].notna()], rows[rows["damping"].isna()]
+                if len(kfac):
+                    label = f"{told}, {'TPE' if sampler == 'tpe' else 'random trials'}"
+                    axis.plot(kfac["damping"], kfac[what], ls + marker, color=colour, ms=4, label=label)
+                if sampler == "random" and len(kfac):
+                    axis.fill_between(
+                        kfac["damping"], kfac[f"{what}_low"], kfac[f"{what}_high"], color=colour, alpha=0.15
+                    )
+                if sampler == "tpe" and len(sgd):
+                    axis.axhline(sgd[what].iloc[0], color=colour, ls="--", lw=0.9, label=f"{told}, SGD")
+        axis.set(xscale="log", yscale="log", xlabel="damping", ylabel="last training loss (nats)")
+        axis.label_outer()
+    _legend(figure, axes, title="")
+    return figure
+
+
+def _rates(folder: Path, searched: dict[str, str], summary: Any) -> Figure:
+    """Learning rates of the best third of the trials against damping; the winner's is marked."""
+    figure, axes = _panels(list(searched.values()), sharey=True, sharex=True)
+    for axis, setting in zip(axes, searched, strict=False):
+        trials = _read(folder / f"trials_{setting}_tpe.csv.gz").dropna(subset=["damping", "value"])
+        for damping, part in _by_damping(trials):
+            best = part.sort_values("value").head(max(1, len(part) // 3))
+            axis.plot(np.full(len(best), damping), best["lr"], ".", color=_style(damping)["color"], alpha=0.3, ms=4)
+            axis.plot(damping, best["lr"].iloc[0], "*", color=_style(damping)["color"], ms=11, mec="k", mew=0.5)
+        bounds = summary[(summary["setting"] == setting) & summary["damping"].notna()].groupby("damping")
+        for end in ("lr_low", "lr_high"):
+            axis.plot(bounds[end].first(), color="0.6", lw=0.8, ls="--")
+        axis.set(xscale="log", yscale="log", xlabel="damping", ylabel="learning rate (star: best trial)")
+        axis.label_outer()
+    return figure
+
+
+def _diverged(summary: Any) -> Figure:
+    """Share of trials that diverged against damping, by setting; independent trials are drawn with full lines."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for i, ((setting, sampler), part) in enumerate(summary.groupby(["setting", "sampler"], sort=False)):
+        kfac = part[part["damping"].notna()]
+        ls = "-" if sampler == "random" else ":"
+        name = "random" if sampler == "random" else "TPE"
+        axis.plot(kfac["damping"], kfac["diverged"], ls + "o", ms=4, color=f"C{i % 10}", label=f"{setting}, {name}")
+    axis.axhline(0.5, color="0.6", lw=0.8, ls="--")
+    axis.set(xscale="log", ylim=(-0.02, 1.02), xlabel="damping", ylabel="share of trials that diverged")
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def _histograms(folder: Path, setting: str, told: str, dampings: list[float]) -> Figure:
+    """Figure 1: squared gradient entries, columns iterations, rows layers, all of the best trials together."""
+    table = _read(folder / f"histogram_{setting}_tpe.csv.gz")
+    shown = [d for d in dampings if round(math.log10(d)) in FIGURE_1]
+    table = table[table["damping"].isin(shown) & (table["trials"] > 1) | (table["trials"].nunique() == 1)]
+    steps, layers = sorted(table["step"].unique()), list(dict.fromkeys(table["layer"]))
+    figure = Figure(figsize=(2.1 * len(steps) + 1, 1.5 * len(layers) + 0.6), layout="constrained")
+    grid = figure.subplots(len(layers), len(steps), squeeze=False, sharex=True, sharey=True)
+    for row, layer in zip(grid, layers, strict=True):
+        for axis, step in zip(row, steps, strict=True):
+            for damping in shown:
+                part = table[(table["layer"] == layer) & (table["step"] == step) & (table["damping"] == damping)]
+                share = (part["count"] / part["count"].sum())[part["bin_left"] > 0]  # without what is zero
+                axis.step(part["bin_right"][share.index] / 10**0.25, share, where="mid", **_style(damping))
+            axis.set_xscale("log")
+            axis.set_xlim(1e-18, 1e2)
+    for axis, step in zip(grid[0], steps, strict=True):
+        axis.set_title(f"iteration {step}", fontsize="medium")
+    for axis, layer in zip(grid[:, 0], layers, strict=True):
+        axis.set_ylabel(layer)
+    figure.supxlabel("squared gradient entry", fontsize="medium")
+    figure.supylabel("share of entries per half decade", fontsize="medium")
+    figure.suptitle(f"{told}: the best {int(table['trials'].max())} trials of each damping")
+    _legend(figure, list(grid.flat))
+    return figure
+
+
+def _gradients(folder: Path, rerun: dict[str, str]) -> Figure:
+    """Mean squared gradient of each damping's best configuration by iteration, mean and SD over fresh seeds."""
+    figure, axes = _panels(list(rerun.values()), sharey=True, sharex=True)
+    for axis, setting in zip(axes, rerun, strict=False):
+        table = _read(folder / f"gradients_{setting}.csv.gz")
+        own = table[(table["rank"] == 0) & (table["layer"] == "all") & (table["when"] == "step")]
+        for damping, part in _by_damping(own):
+            by = part.groupby("at")["log10"]
+            axis.errorbar(by.mean().index, by.mean(), by.std(), capsize=2, **_style(damping))
+        axis.set(xlabel="iteration", ylabel="log10 squared gradient norm")
+        axis.label_outer()
+    _legend(figure, axes)
+    return figure
+
+
+def _cosines(folder: Path) -> Figure:
+    """Cosine of the natural gradient to the gradient along each damping's best configuration."""
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for damping, part in _by_damping(_read(folder / "cosines.csv.gz")):
+        by = part.groupby("step")["cosine"]
+        axis.plot(by.mean().index, by.mean(), **_style(damping))
+        axis.fill_between(by.mean().index, by.min(), by.max(), color=_style(damping)["color"], alpha=0.15, lw=0)
+    axis.set(xlabel="iteration", ylabel="cosine to the gradient (mean, span over seeds)", ylim=(-0.05, 1.05))
+    _legend(figure, [axis])
+    return figure

@@ -1,0 +1,57 @@
+"""Fujimori, Nagase and Naganuma (2022): damping of K-FAC, positive definiteness and the plateau of a deep linear net.
+
+The paper leaves decisive choices open, so they are settings: searches, figures and verdicts for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fisherlab.schema import POSITIVE, TEXT, check, each, name, whole
+from fisherlab.studies.fujimori2022 import asides, reruns, searches
+from fisherlab.studies.fujimori2022.settings import SETTINGS
+from fisherlab.studies.fujimori2022.summary import derived
+from fisherlab.studies.fujimori2022.verdicts import claims
+from fisherlab.studies.study import Part
+
+__all__ = ["PIECEWISE", "claims", "derived", "parts"]
+
+PIECEWISE = True  # claims and figures after every part: the whole takes many hours
+RULES = {"dataset": TEXT, "dampings": each(POSITIVE), "moments": each(whole(1))}
+RULES |= dict.fromkeys(("settings", "random", "small"), each(name(*SETTINGS)))
+RULES |= dict.fromkeys(("trials", "best", "steps", "small_trials", "reruns", "seeds"), whole(1))
+
+
+def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
+    """List what there is to be made at a scale, the most important first.
+
+    Args:
+        settings: The scale's.
+        folder: Where the tables of earlier parts are.
+
+    Returns:
+        For each setting a search at every damping, and its best configurations on fresh seeds; the random trials; two
+        asides; the smaller searches.
+    """
+    for key, rule in RULES.items():
+        check(key, settings[key], rule)
+    found = []
+    for setting in settings["settings"]:
+        found.append(searches.part(setting, "tpe", settings["trials"], settings, folder))
+        found.append(reruns.part(setting, settings, folder))
+        found += _asides(settings, folder) if setting == "base" else []
+    found += [searches.part(setting, "random", settings["trials"], settings, folder) for setting in settings["random"]]
+    for setting in settings["small"]:
+        found.append(searches.part(setting, "tpe", settings["small_trials"], settings, folder))
+        found.append(reruns.part(setting, settings, folder))
+    return found
+
+
+def _asides(settings: Mapping[str, Any], folder: Path) -> list[Part]:
+    return [
+        Part("against SGD", ("cosines.csv.gz", "sgd.csv"), partial(asides.cosines, settings, folder)),
+        Part("one after another", ("alone.csv",), partial(asides.one_after_another, settings, folder)),
+    ]
