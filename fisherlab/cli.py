@@ -41,7 +41,9 @@ COMMANDS: Mapping[str, Command] = {
     "tune": Command("[KEY=VALUE ...]", "Bayesian search over lr, momentum, any number", "fisherlab.commands.tune"),
     "compare": Command("[KEY=VALUE ...]", "Fisher against empirical Fisher along a path", "fisherlab.commands.compare"),
     "study": Command("NAME [scale=smoke|quick|paper]", "reproduce a paper's study", "fisherlab.commands.study"),
-    "figures": Command("[NAME ...]", "re-draw the studies' figures from their tables", "fisherlab.commands.figures"),
+    "figures": Command(
+        "[NAME|RUN ...]", "re-draw figures from tables; lay runs side by side", "fisherlab.commands.figures"
+    ),
     "data": Command("[NAME ...]", "fetch, verify, report", "fisherlab.data.command"),
     "list": Command("[KIND ...]", "every dataset, model, optimizer with one line each", "fisherlab.commands.listing"),
     "doctor": Command("", "versions, device, threads, data, write access", "fisherlab.commands.doctor"),

@@ -169,6 +169,18 @@ class Likelihood(ABC):
         """
 
     @abstractmethod
+    def form(self, f: Tensor, u: Tensor) -> Tensor:
+        """The quadratic form of the output Fisher, u^T fisher(f) u.
+
+        Args:
+            f: Natural parameters [..., B, K].
+            u: Tensor [..., B, K].
+
+        Returns:
+            Tensor [..., B].
+        """
+
+    @abstractmethod
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """The residual in the columns of the square root: S w = residual.
 
@@ -245,6 +257,11 @@ class Categorical(Likelihood):
         p, root = self.mean(f), _root(f.log_softmax(-1))
         return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
 
+    def form(self, f: Tensor, u: Tensor) -> Tensor:
+        """See `Likelihood.form`: the variance of u under p."""
+        p = self.mean(f)
+        return (p * (u - (p * u).sum(-1, keepdim=True)).square()).sum(-1)
+
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: r / sqrt(p) less its projection on sqrt(p)."""
         root = _root(f.log_softmax(-1))
@@ -294,6 +311,10 @@ class Bernoulli(Likelihood):
         """See `Likelihood.fisher_sqrt`."""
         return torch.diag_embed(self._sd(f))
 
+    def form(self, f: Tensor, u: Tensor) -> Tensor:
+        """See `Likelihood.form`."""
+        return (self._sd(f) * u).square().sum(-1)
+
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: (p - y) / sqrt(p (1 - p))."""
         return self.residual(f, y) / self._sd(f)
@@ -335,6 +356,11 @@ class Gaussian(Likelihood):
     def fisher_sqrt(self, f: Tensor) -> Tensor:
         """See `Likelihood.fisher_sqrt`: the identity."""
         return self.fisher(f)
+
+    def form(self, f: Tensor, u: Tensor) -> Tensor:
+        """See `Likelihood.form`."""
+        del f
+        return u.square().sum(-1)
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: the residual itself."""

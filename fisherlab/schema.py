@@ -141,7 +141,7 @@ RULES: Mapping[str, Rule] = {
 OPTIMIZER_RULES: Mapping[str, Rule] = {
     "lr": POSITIVE,
     "momentum": number("a number from 0 to below 1", lambda v: 0 <= v < 1),
-    "damping": AT_LEAST_0,
+    "damping": AT_LEAST_0 | name("linear", "exponential", "lm", "settling"),
     "l2_in_curvature": BOOL,
 }
 

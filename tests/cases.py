@@ -29,6 +29,12 @@ PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
     "kfac-tau1": (fisherlab.KFAC, {"tau1": 0.5, "inverse_period": 2}),
     "kfac-tikhonov": (fisherlab.KFAC, {"kind": "empirical", "damping_mode": "tikhonov", "inverse_period": 1}),
     "kfac-exact": (fisherlab.KFAC, {"kind": "exact", "ema_start": "identity", "stats_period": 2}),
+    "kfac-lm": (fisherlab.KFAC, {"damping": "lm", "damping_start": 0.5, "inverse_period": 2}),
+    "kfac-exponential": (
+        fisherlab.KFAC,
+        {"damping": "exponential", "damping_start": 1.0, "damping_end": 0.1, "damping_steps": 6, "inverse_period": 2},
+    ),
+    "kfac-settling": (fisherlab.KFAC, {"damping": "settling", "damping_start": 1.0, "damping_end": 0.1}),
     "efngd": (fisherlab.EFNGD, {}),
     "gram-exact": (fisherlab.NaturalGradient, {"kind": "exact", "structure": "gram", "lr": 0.3}),
     "gram-mc": (

@@ -1,7 +1,8 @@
-"""`fisherlab figures`: every figure of every study, drawn anew from its tables; nothing is trained."""
+"""`fisherlab figures`: studies' figures drawn anew from their tables, or runs beside each other; trains nothing."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ def main(args: Sequence[str]) -> int:
     """Run `fisherlab figures`.
 
     Args:
-        args: Names of studies; none means all. `results=PATH` names another results folder.
+        args: Names of studies; none means all. Or run directories, which are laid beside each other. `results=PATH`
+            names another results folder.
 
     Returns:
         Exit status 0.
@@ -24,6 +26,8 @@ def main(args: Sequence[str]) -> int:
 
     results = Path(next((arg.partition("=")[2] for arg in args if arg.startswith("results=")), "results"))
     names = [arg for arg in args if not arg.startswith("results=")]
+    if runs := [Path(name) for name in names if name not in STUDIES and Path(name).is_dir()]:
+        return _beside(runs, names, results)
     for name in names:
         if name not in STUDIES:
             raise UsageError(f"there is no study '{name}'; {did_you_mean(name, STUDIES)}")
@@ -34,4 +38,17 @@ def main(args: Sequence[str]) -> int:
         study.draw(folder.parent.name, folder)
         print(folder)
     print(report.write(results))
+    return 0
+
+
+def _beside(runs: Sequence[Path], names: Sequence[str], results: Path) -> int:
+    """Lay runs beside each other."""
+    from fisherlab.plots.beside import draw_beside
+
+    for name in names:
+        if not (Path(name) / "config.yaml").is_file() or not (Path(name) / "metrics.csv").is_file():
+            raise UsageError(f"'{name}' is no run directory: expected a folder with config.yaml and metrics.csv")
+    key = hashlib.sha256("\n".join(str(run.resolve()) for run in runs).encode()).hexdigest()[:10]
+    for path in draw_beside(runs, results / "beside" / key):
+        print(path)
     return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from fisherlab.errors import UsageError
@@ -52,6 +53,13 @@ class Statistics:
     def shapes(self) -> list[tuple[int, int]]:
         """Every layer's (out, in + 1)."""
         return [(g.shape[-1], s.width) for g, s in zip(self.gradients, self.inputs, strict=True)]
+
+    @property
+    def trace(self) -> Tensor:
+        """The trace of the batch's whole Fisher, no structure assumed, [...]."""
+        layers = zip(self.inputs, self.gradients, strict=True)
+        sizes = [(s.a.square().sum(-1) + (s.ones or 0.0) ** 2) * g.square().sum(-1).sum(-2) for s, g in layers]
+        return torch.stack(torch.broadcast_tensors(*sizes)).sum(0).mean(-1) * self.weight
 
     @property
     def rows(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,8 +18,10 @@ from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
+from fisherlab.optim.damping import make_policy
 from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
 from fisherlab.optim.preconditioner import Preconditioner
+from fisherlab.optim.reduction import Reduction
 from fisherlab.optim.rules import adam_rule, momentum_rule
 from fisherlab.optim.state import copied, forget
 from fisherlab.streams import Streams
@@ -45,7 +47,10 @@ class FisherOptimizer(torch.optim.Optimizer):
         rule: `momentum` or `adam`.
         rule_options: Keyword arguments of the rule.
         preconditioner: None steps along the plain gradient.
-        damping: lambda on F; needs a preconditioner.
+        damping: lambda on F, or the name of a policy (linear, exponential, lm, settling); needs a preconditioner.
+        damping_start: First lambda of a policy.
+        damping_end: Last lambda of a schedule, least one of settling.
+        damping_steps: Steps of the training, for a schedule; the trainer sets it.
         l2: Strength of the L2 term, 0.5 * l2 * ||W||^2 in the objective.
         l2_biases: Whether it includes the biases.
         l2_in_curvature: Whether the curvature is F + (lambda + l2) I, the objective's own.
@@ -59,7 +64,9 @@ class FisherOptimizer(torch.optim.Optimizer):
     """
 
     # The arguments that may be tensors, one value per replica; a sweep puts runs that differ in no other side by side.
-    per_replica: ClassVar[tuple[str, ...]] = ("lr", "damping", "l2", "kl_clip", "lr_uncovered")
+    per_replica: ClassVar[tuple[str, ...]] = (
+        *("lr", "damping", "damping_start", "damping_end", "l2", "kl_clip", "lr_uncovered"),
+    )
 
     def __init__(
         self,
@@ -70,7 +77,10 @@ class FisherOptimizer(torch.optim.Optimizer):
         rule: str = "momentum",
         rule_options: dict[str, Any] | None = None,
         preconditioner: Preconditioner | None = None,
-        damping: Hyper | None = None,
+        damping: Hyper | str | None = None,
+        damping_start: Hyper | None = None,
+        damping_end: Hyper | None = None,
+        damping_steps: int | None = None,
         l2: Hyper = 0.0,
         l2_biases: bool = False,
         l2_in_curvature: bool = True,
@@ -90,14 +100,18 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.likelihood = make_likelihood(likelihood)
         self.rule = rule
         self.preconditioner = preconditioner
+        self.policy = make_policy(damping, damping_start, damping_end, damping_steps)
+        if self.policy is not None and self.policy.hears_traces and preconditioner is not None:
+            preconditioner.tell_trace = self.policy.hear_trace
         self.l2, self.l2_biases, self.l2_in_curvature = not_negative("l2", l2), l2_biases, l2_in_curvature
         self.kl_clip = None if kl_clip is None else positive("kl_clip", kl_clip)
         self.replicas = _replicas(model)
         groups = self._groups(positive("lr", lr), lr_uncovered)
         options = dict(rule_options or {})
         if damping is not None:
-            options["damping"] = not_negative("damping", damping)
-        for name, value in ({"lr": lr, "l2": l2} | needy | options).items():
+            options["damping"] = self.policy.start if self.policy else not_negative("damping", damping)  # type: ignore[arg-type]
+        policy = {"damping_start": damping_start, "damping_end": damping_end}
+        for name, value in ({"lr": lr, "l2": l2} | needy | options | policy).items():
             per_replica(name, value, self.replicas)
         self.streams = Streams(seed, groups[0]["params"][0].device)
         streams = [len(self.streams.seeds)] if isinstance(self.streams.seeds, list) else []
@@ -110,7 +124,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.record_norms = False
         self.report: dict[str, Tensor] = {}
         # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
-        self._vectors: list[Tensor] = []
+        self.vectors: list[Tensor] = []
         self._unwritten: Callable[[], list[Tensor]] | None = None
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
@@ -181,45 +195,73 @@ class FisherOptimizer(torch.optim.Optimizer):
             pairs = [pair for g in self.param_groups for pair in zip(g["names"], g["params"], strict=True)]
             frozen = next(name for name, p in pairs if not p.requires_grad)
             raise UsageError(f"'{frozen}' was frozen after construction: expected a new optimizer for what is left")
+        watched = self._begin_step()
         loss, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
         if self.preconditioner is not None and not self.replicas and readable(loss):
             self.check()
-        norms = []
-        if self.record_norms:
+        if self.record_norms or watched:
             self._write()
+        norms, factors = [], []
         for i, (group, direction) in enumerate(zip(self.param_groups, directions, strict=True)):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
-            v = self._vectors[i][1]
-            c = RULES[self.rule](direction, self._rule_state[i], v, lr=group["lr"], **options)
+            v = self.vectors[i][1]
+            factors.append(RULES[self.rule](direction, self._rule_state[i], v, lr=group["lr"], **options))
             if self.record_norms:  # now, while the cache holds them
-                norms.append(torch.linalg.vector_norm(self._vectors[i], dim=-1))
-                norms[i][1].mul_(c)
-            for p, part in zip(group["params"], v.split(_sizes(group["params"], self.replicas), -1), strict=True):
-                scale = c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c
-                p.addcmul_(part.view(p.shape), scale, value=-1)
+                norms.append(torch.linalg.vector_norm(self.vectors[i], dim=-1))
+                norms[i][1].mul_(factors[i])
+        ratio = Reduction(self, x, y, loss, factors) if watched else None
+        for _, p, part, scale in self.parts_of_step(factors):
+            p.addcmul_(part, scale, value=-1)
+        if ratio is not None and self.policy is not None:
+            self.report["rho"] = ratio.measure()
+            self.policy.tell(self.report["rho"])
         if self.record_norms:
             self.report["grad_norm"], self.report["update_norm"] = _joint(norms).unbind()
         return loss
+
+    def _begin_step(self) -> bool:
+        """Let the policy choose lambda; gives whether it wants to hear of the reduction ratio."""
+        if self.policy is None or self.preconditioner is None:
+            return False
+        step = self.preconditioner.step
+        self.param_groups[0]["damping"] = self.policy.damping(step)
+        if self.policy.hears_ratios:  # a column of steps.csv from the first row on
+            self.report["rho"] = torch.full(self.replicas, math.nan)
+        return self.policy.wants_ratio(step)
+
+    def parts_of_step(self, factors: list[Tensor]) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
+        """Cut the step that is being taken into the parameters' parts.
+
+        Args:
+            factors: c of each parameter group, as the rule gave it.
+
+        Yields:
+            A parameter's name, itself, its part of the rule's vector, and c, which that is to be multiplied with.
+        """
+        for group, (_, v), c in zip(self.param_groups, self.vectors, factors, strict=True):
+            parts = v.split(_sizes(group["params"], self.replicas), -1)
+            for name, p, part in zip(group["names"], group["params"], parts, strict=True):
+                yield name, p, part.view(p.shape), c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c
 
     @property
     def gradients(self) -> list[Tensor]:
         """The last step's gradient of the objective, flat [..., P], one per parameter group; until the next step."""
         self._write()
-        return [pair[0] for pair in self._vectors]
+        return [pair[0] for pair in self.vectors]
 
     def _write(self) -> None:
         if self._unwritten is not None:
-            self._flat(self._unwritten(), self._vectors[0][0])
+            self._flat(self._unwritten(), self.vectors[0][0])
             self._unwritten = None
 
     def _room(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Where the gradient of a parameter group, and beside it the rule's vector, are kept."""
         shape, first = (2, *self.replicas, sum(_sizes(gradient, self.replicas))), gradient[0]
-        if group == len(self._vectors):
-            self._vectors.append(first.new_empty(shape))
-        elif (self._vectors[group].device, self._vectors[group].dtype) != (first.device, first.dtype):
-            self._vectors[group] = first.new_empty(shape)  # the model has moved
-        return self._vectors[group][0]
+        if group == len(self.vectors):
+            self.vectors.append(first.new_empty(shape))
+        elif (self.vectors[group].device, self.vectors[group].dtype) != (first.device, first.dtype):
+            self.vectors[group] = first.new_empty(shape)  # the model has moved
+        return self.vectors[group][0]
 
     def _keep(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Keep the gradient of a parameter group, flat."""
@@ -234,7 +276,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         residual = self.likelihood.residual_at(mean, y)
         found = torch.autograd.grad(f, parameters, residual / f.shape[-2], allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-        return loss, [self._keep(0, total(filled, self._l2_gradient(parameters)))]
+        return loss, [self._keep(0, total(filled, self.l2_gradient(parameters)))]
 
     def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the natural gradient of the covered parameters and the plain one of the others, flat."""
@@ -248,7 +290,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
         observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
         gradient = MeanGradient(captured.inputs, observed)
-        extra = self._l2_gradient(self.param_groups[0]["params"])
+        extra = self.l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = host(self.param_groups[0]["damping"])
         if self.l2_in_curvature:
@@ -259,7 +301,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self._room(0, self.param_groups[0]["params"])
         steps = [self._clipped(self._flat(self._parts(direction)))]
         if rest:
-            steps.append(self._keep(1, total([g / batch for g in rest_gradients], self._l2_gradient(rest))))
+            steps.append(self._keep(1, total([g / batch for g in rest_gradients], self.l2_gradient(rest))))
         return loss, steps
 
     def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -282,8 +324,15 @@ class FisherOptimizer(torch.optim.Optimizer):
         nu = (on(self.kl_clip, direction, 0) / form).sqrt().clamp(max=1)
         return direction * torch.where(form > 0, nu, torch.ones_like(nu)).unsqueeze(-1)
 
-    def _l2_gradient(self, parameters: list[Tensor]) -> list[Tensor] | None:
-        """l2 * W, zero for biases unless asked; None where there is no L2."""
+    def l2_gradient(self, parameters: list[Tensor]) -> list[Tensor] | None:
+        """L2's part of the objective's gradient.
+
+        Args:
+            parameters: Some of the model's.
+
+        Returns:
+            l2 * W, zero for biases unless asked; None where there is no L2.
+        """
         if is_zero(self.l2):
             return None
         lead = len(self.replicas)
@@ -401,6 +450,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             "param_groups": copy.deepcopy(groups),
             "rule": [{k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in self._rule_state],
             "preconditioner": None if self.preconditioner is None else copy.deepcopy(self.preconditioner.state_dict()),
+            "policy": None if self.policy is None else copy.deepcopy(self.policy.state()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -423,6 +473,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         self._rule_state = copied(state["rule"], device)
         if self.preconditioner is not None:
             self.preconditioner.load_state_dict(copied(state["preconditioner"], device))
+        if self.policy is not None:
+            self.policy.load(copied(state["policy"], device))
 
 
 def _replicas(model: nn.Module) -> torch.Size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,6 +90,7 @@ class Preconditioner:
         self.samples = _period("samples", samples)
         self.max_columns = _period("max_columns", max_columns)
         self.step, self.updates = 0, 0
+        self.tell_trace: Callable[[Tensor], None] | None = None  # whom to tell the trace of each batch's Fisher
         self._failed: tuple[Tensor, Tensor] | None = None
         self._stale = False
         if not self.structure.keeps and tau1 != 1:
@@ -164,6 +166,8 @@ class Preconditioner:
         elif self.updates == 1:
             self.structure.start_at_identity(stats)
         self.structure.update(stats, decay)
+        if self.tell_trace is not None:
+            self.tell_trace(stats.trace)
 
     def _mark(self, failed: Tensor) -> None:
         """Remember the first failure of each replica, without reading it."""

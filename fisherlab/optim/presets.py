@@ -79,7 +79,7 @@ class NaturalGradient(FisherOptimizer):
         model: The model.
         likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
         lr: Learning rate.
-        damping: lambda, added to the mean Fisher.
+        damping: lambda, added to the mean Fisher, or the name of a policy; see `FisherOptimizer`.
         momentum: Decay of the momentum buffer; acts on the preconditioned gradient.
         nesterov: Nesterov's look-ahead.
         kind: exact, mc or empirical.
@@ -95,7 +95,7 @@ class NaturalGradient(FisherOptimizer):
         **options: L2, KL clip, learning rate of uncovered parameters, and seed, see `FisherOptimizer`.
     """
 
-    per_replica = ("lr", "damping", "momentum", "l2", "kl_clip", "lr_uncovered")
+    per_replica = (*FisherOptimizer.per_replica, "momentum")
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class NaturalGradient(FisherOptimizer):
         likelihood: str | Likelihood,
         *,
         lr: Hyper = 1.0,
-        damping: Hyper = 1e-3,
+        damping: Hyper | str = 1e-3,
         momentum: Hyper = 0.0,
         nesterov: bool = False,
         kind: str = "exact",
@@ -135,7 +135,7 @@ class NaturalGradient(FisherOptimizer):
             model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options
         )
         outside = not (self.l2_in_curvature or preconditioner.structure.keeps)
-        if outside and bool(((host(damping).cpu() == 0) & (host(self.l2) > 0)).any()):
+        if outside and not isinstance(damping, str) and bool(((host(damping).cpu() == 0) & (host(self.l2) > 0)).any()):
             raise UsageError(
                 "damping=0 with l2 outside the curvature does not fit a Gram system: L2's gradient lies outside the "
                 "span of the batch, where the matrix is zero; expected damping above 0, or l2_in_curvature=true"

@@ -14,6 +14,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fisherlab.plots.beside import histogram_grid, legend
+
 COLOURS = {
     -5: "tab:green", -4: "tab:blue", -3: "tab:cyan", -2: "tab:purple", -1: "tab:orange", 0: "deeppink", 1: "tab:brown",
     2: "0.55",
@@ -45,6 +47,8 @@ def figures(folder: Path) -> dict[str, Figure]:
     rerun = {s: title for s, title in searched.items() if (folder / f"gradients_{s}.csv.gz").exists()}
     drawn |= {"squared_gradients": _gradients(folder, rerun)} if rerun else {}
     drawn |= {"cosine_to_gradient": _cosines(folder)} if (folder / "cosines.csv.gz").exists() else {}
+    compared = sorted(path for path in folder.glob("reruns_policies_*.csv"))
+    drawn |= {"damping_policies": _policies(compared)} if compared else {}
     for figure in drawn.values():
         figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
@@ -74,12 +78,6 @@ def _panels(titles: list[str], width: float = 3.4, height: float = 3.0, **shared
     return figure, axes
 
 
-def _legend(figure: Figure, axes: list[Axes], title: str = "damping") -> None:
-    """One legend for all panels, each label once."""
-    found = {name: h for axis in axes for h, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(found.values(), found.keys(), loc="outside right center", title=title, frameon=False)
-
-
 def _by_damping(table: Any) -> Iterator[tuple[float, Any]]:
     for damping, part in table.groupby("damping", dropna=False):
         yield float(damping), part
@@ -97,7 +95,7 @@ def _curves(folder: Path, searched: dict[str, str]) -> Figure:
             )
         axis.set(xlabel="iteration", ylabel="training loss (nats per example)", yscale="log")
         axis.label_outer()
-    _legend(figure, axes)
+    legend(figure, axes, "damping")
     return figure
 
 
@@ -125,7 +123,7 @@ def _losses(summary: Any) -> Figure:
                     axis.axhline(sgd[what].iloc[0], color=colour, ls="--", lw=0.9, label=f"{told}, SGD")
         axis.set(xscale="log", yscale="log", xlabel="damping", ylabel="last training loss (nats)")
         axis.label_outer()
-    _legend(figure, axes, title="")
+    legend(figure, axes)
     return figure
 
 
@@ -166,25 +164,9 @@ def _histograms(folder: Path, setting: str, told: str, dampings: list[float]) ->
     table = _read(folder / f"histogram_{setting}_tpe.csv.gz")
     shown = [d for d in dampings if round(math.log10(d)) in FIGURE_1]
     table = table[table["damping"].isin(shown) & (table["trials"] > 1) | (table["trials"].nunique() == 1)]
-    steps, layers = sorted(table["step"].unique()), list(dict.fromkeys(table["layer"]))
-    figure = Figure(figsize=(2.1 * len(steps) + 1, 1.5 * len(layers) + 0.6), layout="constrained")
-    grid = figure.subplots(len(layers), len(steps), squeeze=False, sharex=True, sharey=True)
-    for row, layer in zip(grid, layers, strict=True):
-        for axis, step in zip(row, steps, strict=True):
-            for damping in shown:
-                part = table[(table["layer"] == layer) & (table["step"] == step) & (table["damping"] == damping)]
-                share = (part["count"] / part["count"].sum())[part["bin_left"] > 0]  # without what is zero
-                axis.step(part["bin_right"][share.index] / 10**0.25, share, where="mid", **_style(damping))
-            axis.set_xscale("log")
-            axis.set_xlim(1e-18, 1e2)
-    for axis, step in zip(grid[0], steps, strict=True):
-        axis.set_title(f"iteration {step}", fontsize="medium")
-    for axis, layer in zip(grid[:, 0], layers, strict=True):
-        axis.set_ylabel(layer)
-    figure.supxlabel("squared gradient entry", fontsize="medium")
-    figure.supylabel("share of entries per half decade", fontsize="medium")
-    figure.suptitle(f"{told}: the best {int(table['trials'].max())} trials of each damping")
-    _legend(figure, list(grid.flat))
+    by = dict(iter(table.groupby("damping")))
+    figure = histogram_grid(by, {damping: _style(float(damping)) for damping in by})
+    figure.suptitle(f"{told}: the best {int(table['trials'].max())} trials of each damping", fontsize="medium")
     return figure
 
 
@@ -199,7 +181,7 @@ def _gradients(folder: Path, rerun: dict[str, str]) -> Figure:
             axis.errorbar(by.mean().index, by.mean(), by.std(), capsize=2, **_style(damping))
         axis.set(xlabel="iteration", ylabel="log10 squared gradient norm")
         axis.label_outer()
-    _legend(figure, axes)
+    legend(figure, axes, "damping")
     return figure
 
 
@@ -212,5 +194,22 @@ def _cosines(folder: Path) -> Figure:
         axis.plot(by.mean().index, by.mean(), **_style(damping))
         axis.fill_between(by.mean().index, by.min(), by.max(), color=_style(damping)["color"], alpha=0.15, lw=0)
     axis.set(xlabel="iteration", ylabel="cosine to the gradient (mean, span over seeds)", ylim=(-0.05, 1.05))
-    _legend(figure, [axis])
+    legend(figure, [axis], "damping")
+    return figure
+
+
+def _policies(tables: list[Path]) -> Figure:
+    """Last training loss of each policy's best configuration: a point per fresh seed, a colour per search."""
+    figure, axes = _panels([path.name.split("reruns_policies_")[1].removesuffix(".csv") for path in tables])
+    for axis, path in zip(axes, tables, strict=False):
+        ends = _read(path)
+        names = list(dict.fromkeys(ends["policy"]))
+        for (policy, search), part in ends.groupby(["policy", "search"]):
+            at = names.index(policy) + 0.22 * (search - ends["search"].max() / 2)
+            colour = f"C{search}"
+            axis.plot(np.full(len(part), at), part["train_loss"], ".", color=colour, alpha=0.6, ms=5)
+            axis.plot([at - 0.08, at + 0.08], [part["train_loss"].mean()] * 2, color=colour, lw=2, label=f"{search}")
+        axis.set_xticks(range(len(names)), names, rotation=30)
+        axis.set(yscale="log", ylabel="last training loss (nats; bars: mean)")
+    legend(figure, axes, "search")
     return figure

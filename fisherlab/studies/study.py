@@ -162,12 +162,13 @@ def begin(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
         return record
     found: dict[str, Any] = json.loads(path.read_text())
     for key, value in settings.items():
-        if found["settings"].get(key) != value:
+        if key in found["settings"] and found["settings"][key] != value:
             raise UsageError(
                 f"'{folder}' was made with {key}={found['settings'].get(key)}, not {value}: "
                 "remove it, or choose another with results=PATH"
             )
-    return found | {"environment": dict(facts)}
+    # A setting that did not exist then concerns parts that did not either.
+    return found | {"settings": found["settings"] | dict(settings), "environment": dict(facts)}
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -92,8 +92,8 @@ class Search:
         """See that the folder's runs are this search's: those of another would be taken for its own."""
         then = json.loads((self.folder / ABOUT).read_text()).get("name", self.name)
         recorded = set(Record.read(self.folder).jobs)  # first: another process may ask and record meanwhile
-        known = {run for trial in self.trials for run in self.runs(trial)}
-        if then != self.name or not recorded <= known:
+        own = (t for t in self.trials if t.user_attrs.get("batch", "").startswith(f"{self.identity}/"))
+        if not recorded <= {run for trial in own for run in self.runs(trial)}:
             raise UsageError(
                 f"'{self.folder}' holds runs of '{then}' that '{self.name}' in tune.storage={show(self.storage)} does "
                 "not know: expected the tune.name and tune.storage it was begun with, or another results="

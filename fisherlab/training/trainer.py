@@ -178,7 +178,7 @@ class Trainer:
                 if self.step in kept:
                     self._keep_weights(f"weights-{self.step}.pt")
                 self.interrupted = self.signalled and not last and bool(self.live)
-                if (saves or self.interrupted) and not last:
+                if (saves or self.interrupted) and not last and self.live:
                     self.save()
 
     def _train_step(self) -> None:

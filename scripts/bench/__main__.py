@@ -102,7 +102,7 @@ def measure(section: str, rounds: int) -> None:
     print(f"{section}: {time.perf_counter() - began:.0f} s")
     print(shown.to_string(index=False, na_rep="", float_format=lambda v: f"{v:.3g}"), flush=True)
     if section == "replicas":
-        figures(table)
+        figures(pd.read_csv(OUT / "bench.csv"))  # as `--figures` will
 
 
 def figures(table: pd.DataFrame) -> None:

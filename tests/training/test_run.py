@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from fisherlab.data import Dataset, Split
 from fisherlab.errors import UsageError
 from fisherlab.training.recorder import METRICS
-from fisherlab.training.run import train
+from fisherlab.training.run import resume, train
 from tests.training.conftest import config, start, tables
 
 
@@ -205,3 +205,14 @@ def test_blowing_up_is_a_divergence_with_and_without_replica_axes(run, model):
     result = run("optimizer=kfac", "optimizer.inverse_period=1", "lr=1e30", "steps=50", *overrides)
     assert result.status == "diverged"
     assert not (result.directory / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("outcome", ["finished", "diverged"])
+def test_nothing_is_kept_but_the_tables(run, outcome):
+    how = ["lr=1e9"] if outcome == "diverged" else ["lr=0.1", "checkpoint_every=0"]
+    result = run("keep=nothing", "figures=false", "optimizer=sgd", "histogram_steps=[1]", "steps=40", *how)
+    assert result.status == outcome
+    tables = {"metrics.csv", "steps.csv", "gradient_histogram.csv"}
+    assert {p.name for p in result.directory.iterdir()} == tables | {"config.yaml", "environment.json", "status.json"}
+    assert resume(result.directory).status == outcome
+    assert not list(result.directory.glob("*.png"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.schema import POSITIVE, TEXT, check, each, name, whole
-from fisherlab.studies.fujimori2022 import asides, reruns, searches
+from fisherlab.studies.fujimori2022 import asides, policies, reruns, searches
 from fisherlab.studies.fujimori2022.settings import SETTINGS
 from fisherlab.studies.fujimori2022.summary import derived
 from fisherlab.studies.fujimori2022.verdicts import claims
@@ -23,6 +23,8 @@ PIECEWISE = True  # claims and figures after every part: the whole takes many ho
 RULES = {"dataset": TEXT, "dampings": each(POSITIVE), "moments": each(whole(1))}
 RULES |= dict.fromkeys(("settings", "random", "small"), each(name(*SETTINGS)))
 RULES |= dict.fromkeys(("trials", "best", "steps", "small_trials", "reruns", "seeds"), whole(1))
+RULES |= dict.fromkeys(("policy_trials", "policy_searches"), whole(1)) | {"autoencoder_trials": whole(0)}
+RULES |= {"policy_nets": each(name("deep_linear", "mlp"))}
 
 
 def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
@@ -34,7 +36,7 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
 
     Returns:
         For each setting a search at every damping, and its best configurations on fresh seeds; the random trials; two
-        asides; the smaller searches.
+        asides; the smaller searches; the damping policies.
     """
     for key, rule in RULES.items():
         check(key, settings[key], rule)
@@ -47,7 +49,7 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
     for setting in settings["small"]:
         found.append(searches.part(setting, "tpe", settings["small_trials"], settings, folder))
         found.append(reruns.part(setting, settings, folder))
-    return found
+    return [*found, *policies.parts(settings, folder)]
 
 
 def _asides(settings: Mapping[str, Any], folder: Path) -> list[Part]:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fisherlab.studies.fujimori2022.policies import ENDS as ENDS_OF_POLICIES
+from fisherlab.studies.fujimori2022.policies import NETS
 from fisherlab.studies.fujimori2022.reruns import ENDS, GRADIENTS, LEVELS
 from fisherlab.studies.fujimori2022.searches import tables_of
 from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
@@ -46,7 +48,7 @@ def claims(folder: Path) -> list[Claim]:
             found += _hopeless(trials["tpe"], setting)
             found += _gradients(gradients, settings, setting)
             found += _slow(ends, edges, setting)
-    return [*found, *_against_sgd(folder, settings)]
+    return [*found, *_against_sgd(folder, settings), *_policies(folder)]
 
 
 def trials_of(folder: Path, setting: str, sampler: str) -> Any | None:
@@ -281,3 +283,42 @@ def _against_sgd(folder: Path, settings: Mapping[str, Any]) -> Iterator[Claim]:
         effect.told,
         "inconclusive" if len(effect.values) < LEAST or not (inside or outside) else holds(inside),
     )
+
+
+def _policies(folder: Path) -> Iterator[Claim]:
+    """Beyond the paper: each policy against the constant damping, under the same budget."""
+    for net in NETS:
+        path = folder / ENDS_OF_POLICIES(net)
+        if not path.exists():
+            continue
+        ends = read_table(path)
+        ends["log"] = np.log10(ends["train_loss"].fillna(math.inf))
+        by = ends.pivot_table(index="seed", columns="policy", values="log")  # a mean over the searches
+        searches = ends.groupby(["policy", "search"])["log"].mean().unstack()
+        others = [p for p in by.columns if p != "constant"]
+        effects = [Effect((by["constant"] - by[p]).dropna().tolist(), SMALLEST) for p in others]
+        for policy, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
+            spread = (searches.loc["constant"] - searches.loc[policy]).round(3).tolist()
+            yield Claim(
+                f"damping policy {policy} ends with a lower training loss than a constant",
+                "beyond the paper",
+                f"{net}, the same search budget",
+                "log10 ratio above log10 1.05",
+                f"log10 ratio {np.mean(effect.values):.3f}; by search {spread}",
+                len(effect.values),
+                effect.told,
+                verdict,
+            )
+    if (folder / "policy_cost.csv").exists():
+        cost = read_table(folder / "policy_cost.csv").pivot(index="round", columns="policy", values="ms")
+        ratio = (cost["settling"] / cost["constant"]).median()
+        yield Claim(
+            "damping policy settling costs less than 5 % of a step",
+            "beyond the paper",
+            "deep linear net, one run",
+            "ratio of the times of a step below 1.05",
+            f"median ratio {ratio:.3f}",
+            len(cost),
+            "quartiles " + ", ".join(f"{q:.3f}" for q in (cost["settling"] / cost["constant"]).quantile([0.25, 0.75])),
+            holds(bool(ratio < 1.05)),
+        )

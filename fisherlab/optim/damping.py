@@ -1,0 +1,241 @@
+"""Damping policies: how lambda changes from step to step; every replica goes its own way, and nothing synchronises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fisherlab.errors import UsageError, did_you_mean
+from fisherlab.optim.hyper import Hyper, positive
+
+
+class Policy:
+    """What the optimizer asks of a damping policy.
+
+    Args:
+        start: The first lambda, [...].
+    """
+
+    hears_ratios = False
+    hears_traces = False
+    steps: int | None = None  # of the training, where that matters
+
+    def __init__(self, start: Hyper) -> None:
+        self.start = start
+
+    def damping(self, step: int) -> Hyper:
+        """Give lambda.
+
+        Args:
+            step: Counted from 0.
+
+        Returns:
+            lambda of this step, [...].
+        """
+        raise NotImplementedError
+
+    def wants_ratio(self, step: int) -> bool:
+        """Whether it wants to be told the reduction ratio of a step, which costs two forward passes."""
+        del step
+        return False
+
+    def tell(self, rho: Tensor) -> None:
+        """Hear the reduction ratio of the step just taken.
+
+        Args:
+            rho: Change of the objective over the change that the quadratic model predicted, [...].
+        """
+
+    def hear_trace(self, trace: Tensor) -> None:
+        """Hear the trace of a batch's Fisher, at every update of the statistics.
+
+        Args:
+            trace: [...].
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned.
+
+        Args:
+            state: As `state` returned it.
+        """
+        del state
+
+
+class Schedule(Policy):
+    """From `start` at the first step to `end` at the last: along a line, or by equal factors.
+
+    Args:
+        start: The first lambda, [...].
+        end: The last lambda, [...].
+        steps: Steps of the training; the trainer sets them.
+    """
+
+    exponential = False
+
+    def __init__(self, start: Hyper, end: Hyper, steps: int | None = None) -> None:
+        super().__init__(start)
+        self.end, self.steps = end, steps
+
+    def damping(self, step: int) -> Hyper:
+        """See `Policy.damping`."""
+        if self.steps is None:
+            raise UsageError("damping_steps=null does not fit a schedule: expected the number of steps of the training")
+        done = min(1.0, step / max(1, self.steps - 1))
+        if self.exponential:
+            return self.start ** (1 - done) * self.end**done
+        return self.start + (self.end - self.start) * done
+
+
+class Linear(Schedule):
+    """Along a line."""
+
+
+class Exponential(Schedule):
+    """By equal factors."""
+
+    exponential = True
+
+
+class LevenbergMarquardt(Policy):
+    """lambda by the reduction ratio, every 5 steps (Martens and Grosse 2015, Section 6.5).
+
+    Above 3/4 the quadratic model is trusted more:
+    lambda <- (19/20)^5 lambda; below 1/4 less: lambda <- (20/19)^5 lambda.
+
+    Args:
+        start: The first lambda, [...].
+    """
+
+    hears_ratios = True
+    period = 5
+    omega = 19 / 20
+
+    def __init__(self, start: Hyper) -> None:
+        super().__init__(start)
+        self._now: Hyper = start
+
+    def damping(self, step: int) -> Hyper:
+        """See `Policy.damping`."""
+        del step
+        return self._now
+
+    def wants_ratio(self, step: int) -> bool:
+        """See `Policy.wants_ratio`."""
+        return (step + 1) % self.period == 0
+
+    def tell(self, rho: Tensor) -> None:
+        """See `Policy.tell`; minus infinity, or no number, counts as below 1/4."""
+        factor = self.omega**self.period
+        now = torch.as_tensor(self._now, dtype=torch.float64).to(rho.device)
+        smaller = torch.where(rho > 0.75, now * factor, now)
+        self._now = torch.where(rho >= 0.25, smaller, now / factor)
+
+    def state(self) -> dict[str, Any]:
+        """See `Policy.state`."""
+        return {"now": self._now}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Policy.load`."""
+        self._now = state["now"]
+
+
+class Settling(Policy):
+    """Large while the Fisher moves, small once it has settled (ours; see the study fujimori2022).
+
+    What is inverted is an average of past batches, so it is wrong by as much as the Fisher has moved since; lambda
+    covers that error. It is read off the trace tau of each batch's Fisher, against its own moving average m: with e a
+    moving average of |tau / m - 1|, at most 1, lambda = end (start / end)^e.
+
+    Args:
+        start: lambda where the Fisher has moved by as much as itself, [...].
+        end: lambda where it does not move, [...].
+    """
+
+    hears_traces = True
+    memory, smoothing = 0.95, 0.8
+
+    def __init__(self, start: Hyper, end: Hyper) -> None:
+        super().__init__(start)
+        self.end = end
+        self._mean: Tensor | None = None
+        self._error: Tensor | None = None
+
+    def damping(self, step: int) -> Hyper:
+        """See `Policy.damping`."""
+        del step
+        start, end = (torch.as_tensor(v, dtype=torch.float64) for v in (self.start, self.end))
+        if self._error is None:
+            return start
+        return end.to(self._error.device) * (start / end).to(self._error.device) ** self._error.clamp(max=1)
+
+    def hear_trace(self, trace: Tensor) -> None:
+        """See `Policy.hear_trace`."""
+        tau = trace.double()
+        if self._mean is None or self._error is None:
+            self._mean, self._error = tau, torch.ones_like(tau)  # nothing is known yet
+            return
+        moved = (tau / self._mean - 1).abs().nan_to_num(1.0, posinf=1.0)
+        self._error = self.smoothing * self._error + (1 - self.smoothing) * moved
+        self._mean = self.memory * self._mean + (1 - self.memory) * tau
+
+    def state(self) -> dict[str, Any]:
+        """See `Policy.state`."""
+        return {"mean": self._mean, "error": self._error}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Policy.load`."""
+        self._mean, self._error = state["mean"], state["error"]
+
+
+POLICIES: dict[str, type[Policy]] = {
+    "linear": Linear,
+    "exponential": Exponential,
+    "lm": LevenbergMarquardt,
+    "settling": Settling,
+}
+
+
+def make_policy(
+    damping: Hyper | str | None, start: Hyper | None, end: Hyper | None, steps: int | None
+) -> Policy | None:
+    """Build the policy that a name stands for.
+
+    Args:
+        damping: A number, or a key of `POLICIES`.
+        start: The first lambda.
+        end: The last lambda, of a schedule.
+        steps: Steps of the training, of a schedule; None where they will be set later.
+
+    Returns:
+        The policy; None where the damping is a number.
+
+    Raises:
+        UsageError: If there is no such policy, it lacks something, or something would have no effect.
+    """
+    if not isinstance(damping, str):
+        for name, value in (("damping_start", start), ("damping_end", end)):
+            if value is not None:
+                raise UsageError(
+                    f"{name} has no effect where damping is a number: expected one of {', '.join(POLICIES)}"
+                )
+        return None
+    if damping not in POLICIES:
+        raise UsageError(f"damping={damping!r} is no number and no policy: {did_you_mean(damping, POLICIES)}")
+    if start is None:
+        raise UsageError(f"damping_start=null does not fit damping={damping}: expected the first damping")
+    policy, start = POLICIES[damping], positive("damping_start", start)
+    if policy is LevenbergMarquardt:
+        if end is not None:
+            raise UsageError(f"damping_end={end} has no effect with damping={damping}: expected null")
+        return policy(start)
+    if end is None:
+        raise UsageError(f"damping_end=null does not fit damping={damping}: expected the last, or least, damping")
+    end = positive("damping_end", end)
+    return policy(start, end, steps) if issubclass(policy, Schedule) else Settling(start, end)

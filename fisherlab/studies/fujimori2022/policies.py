@@ -1,0 +1,162 @@
+"""Beyond the paper: damping policies under the same budget, each with independent searches and fresh seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from omegaconf import DictConfig
+from tqdm import tqdm
+
+from fisherlab.config import compose, job
+from fisherlab.studies.fujimori2022.reruns import FIRST_SEED
+from fisherlab.studies.fujimori2022.searches import PARALLEL
+from fisherlab.studies.fujimori2022.settings import BASE, KFAC, SPACE
+from fisherlab.studies.study import Part, Tables
+from fisherlab.sweep.space import read_space, with_values
+
+RANGE = {"low": 1e-5, "high": 1e2, "log": True}
+TIMED, ROUNDS = 10, 15  # steps of a round, and rounds, of the cost of a policy
+TRIALS, ENDS = "trials_policies_{}.csv.gz".format, "reruns_policies_{}.csv".format  # tables of a net
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A damping policy, and what of it is searched.
+
+    Attributes:
+        overrides: That choose it, with values which the search replaces.
+        space: What is searched beside learning rate, momentum and end of the linear decay.
+    """
+
+    overrides: tuple[str, ...]
+    space: Mapping[str, Any]
+
+
+def _named(name: str, *ends: str) -> tuple[str, ...]:
+    return (f"damping={name}", *(f"optimizer.{end}=1.0" for end in ends))
+
+
+BOTH = {"optimizer": {"damping_start": RANGE, "damping_end": RANGE}}
+POLICIES: Mapping[str, Policy] = {
+    "constant": Policy(("damping=1.0",), {"damping": RANGE}),
+    "linear": Policy(_named("linear", "damping_start", "damping_end"), BOTH),
+    "exponential": Policy(_named("exponential", "damping_start", "damping_end"), BOTH),
+    "lm": Policy(_named("lm", "damping_start"), {"optimizer": {"damping_start": RANGE}}),
+    "settling": Policy(_named("settling", "damping_start", "damping_end"), BOTH),
+}
+NETS: Mapping[str, tuple[str, ...]] = {
+    "deep_linear": ("model=deep_linear",),
+    "mlp": ("model=mlp",),
+    "autoencoder": ("model=autoencoder", "optimizer.damping_mode=factored"),  # whose eigenbases would cost too much
+}
+
+
+def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
+    """List the parts of the comparison.
+
+    Args:
+        settings: The scale's.
+        folder: The study's.
+
+    Returns:
+        One part for each net, and the cost of a policy.
+    """
+    nets = [(net, settings["policy_trials"], settings["policy_searches"]) for net in settings["policy_nets"]]
+    nets += [("autoencoder", settings["autoencoder_trials"], 1)] if settings["autoencoder_trials"] else []
+    found = [
+        Part(f"policies, {net}", (TRIALS(net), ENDS(net)), partial(_net, net, trials, searches, settings, folder))
+        for net, trials, searches in nets
+    ]
+    return [*found, Part("cost of policies", ("policy_cost.csv",), partial(_cost, settings))] if found else []
+
+
+def configured(net: str, policy: str, settings: Mapping[str, Any]) -> DictConfig:
+    """Compose the training of a net under a policy.
+
+    Args:
+        net: A key of `NETS`.
+        policy: A key of `POLICIES`.
+        settings: The scale's.
+
+    Returns:
+        The config, not resolved.
+    """
+    scale = [f"dataset={settings['dataset']}", f"steps={settings['steps']}", "histogram_steps=[]"]
+    # The net comes last: it may choose the damping mode.
+    chosen = [*BASE, *KFAC, *POLICIES[policy].overrides, *NETS[net], *scale, f"threads={torch.get_num_threads()}"]
+    return job(compose(list({text.partition("=")[0]: text for text in chosen}.values())))
+
+
+def _net(net: str, trials: int, searches: int, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
+    bar.reset(len(POLICIES) * searches)
+    tables, ends = [], []
+    for policy in POLICIES:
+        for search in range(searches):
+            home = folder / "searches" / "policies" / net / policy / str(search)
+            found, best = _search(net, policy, search, trials, settings, home)
+            tables.append(found.assign(policy=policy, search=search))
+            rerun = _rerun(net, policy, best, settings, folder / "reruns" / "policies" / net / policy / str(search))
+            ends.append(rerun.assign(policy=policy, search=search))
+            bar.update()
+    return {TRIALS(net): pd.concat(tables), ENDS(net): pd.concat(ends)}
+
+
+def _search(
+    net: str, policy: str, number: int, trials: int, settings: Mapping[str, Any], home: Path
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    from fisherlab.sweep.search import Search
+    from fisherlab.sweep.trials import trials_table
+
+    cfg = configured(net, policy, settings)
+    space = read_space({**SPACE, **POLICIES[policy].space}, cfg)
+    parallel = PARALLEL if net != "autoencoder" else PARALLEL // 5
+    search = Search(cfg, space, home, sampler_seed=number, parallel=parallel)
+    with contextlib.redirect_stdout(io.StringIO()):
+        search.run(trials)
+    best = search.best
+    if best is None:
+        raise RuntimeError(f"no trial of {net}, damping policy {policy}, finished")
+    return trials_table(search).drop(columns=["message"]), best.params
+
+
+def _rerun(net: str, policy: str, best: dict[str, float], settings: Mapping[str, Any], home: Path) -> pd.DataFrame:
+    from fisherlab.sweep.batch import make_job, train_jobs
+
+    seeds = range(FIRST_SEED, FIRST_SEED + (settings["seeds"] if net != "autoencoder" else min(5, settings["seeds"])))
+    cfg = configured(net, policy, settings)
+    jobs = [make_job(str(seed), with_values(cfg, {**best, "seed": seed}), {**best, "seed": seed}) for seed in seeds]
+    with contextlib.redirect_stdout(io.StringIO()):
+        record = train_jobs(home, jobs, PARALLEL if net != "autoencoder" else PARALLEL // 5)
+    rows = []
+    for seed, one in zip(seeds, jobs, strict=True):
+        end = record.status(one.name)
+        loss = end["final"]["train_loss"] if end["status"] == "finished" else None
+        rows.append({"seed": seed, "status": end["status"], "train_loss": loss, **best})
+    return pd.DataFrame(rows)
+
+
+def _cost(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
+    """Time the steps of one run under each policy, interleaved."""
+    from fisherlab.training.setup import prepare, resolve
+
+    experiments = {p: prepare(resolve(configured("deep_linear", p, settings))) for p in POLICIES}
+    bar.reset(ROUNDS)
+    rows = []
+    for turn in range(ROUNDS + 1):
+        for policy, experiment in experiments.items():
+            began = time.perf_counter()
+            for _ in range(TIMED):
+                experiment.optimizer.step(*experiment.next_batch())
+            if turn:  # the first warms up
+                rows.append({"policy": policy, "round": turn, "ms": (time.perf_counter() - began) / TIMED * 1e3})
+        bar.update()
+    return {"policy_cost.csv": pd.DataFrame(rows).assign(threads=torch.get_num_threads())}
