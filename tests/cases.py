@@ -29,6 +29,7 @@ PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
     "kfac-tau1": (fisherlab.KFAC, {"tau1": 0.5, "inverse_period": 2}),
     "kfac-tikhonov": (fisherlab.KFAC, {"kind": "empirical", "damping_mode": "tikhonov", "inverse_period": 1}),
     "kfac-exact": (fisherlab.KFAC, {"kind": "exact", "ema_start": "identity", "stats_period": 2}),
+    "kfac-tridiagonal": (fisherlab.KFAC, {"structure": "kronecker_tridiagonal", "inverse_period": 2}),
     "kfac-lm": (fisherlab.KFAC, {"damping": "lm", "damping_start": 0.5, "inverse_period": 2}),
     "kfac-exponential": (
         fisherlab.KFAC,

@@ -154,6 +154,55 @@ class Twin:
         """Dense block-diagonal K-FAC [P, P], damped."""
         return torch.block_diag(*[damped_block(a, g, damping, mode) for a, g in self.factors(kind, noise)])
 
+    def crosses(self, kind: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """A and G between neighbouring layers, by brute force."""
+        inputs, gradients = [], []
+        labels = self.y.unsqueeze(0) if kind == "empirical" else None if kind == "exact" else self.labels(noise)
+        for _, i, layer in layers_of(self.model):
+            with torch.no_grad():
+                a = self.model[:i](self.x)
+                s = layer(a)
+            abar = a * getattr(layer, "scale", 1.0)
+            if layer.bias is not None:
+                abar = torch.cat([abar, torch.full_like(a[:, :1], getattr(layer, "bias_scale", 1.0))], 1)
+            rest = self.model[i + 1 :]
+            jacobian = vmap(jacrev(lambda s, rest=rest: rest(s.unsqueeze(0)).squeeze(0)))(s).detach()
+            inputs.append(abar)
+            gradients.append(jacobian)
+        found = []
+        for i in range(len(inputs) - 1):
+            j, k = gradients[i : i + 2]
+            if labels is None:
+                g = torch.einsum("bkp,bkl,blq->pq", j, self.output_fishers, k) / len(self.x)
+            else:
+                u = [torch.cat([torch.einsum("bk,bkp->bp", self.residuals(y), m) for y in labels]) for m in (j, k)]
+                g = u[0].mT @ u[1] / len(u[0])
+            found.append((inputs[i].mT @ inputs[i + 1] / len(self.x), g))
+        return found
+
+    def tridiagonal(
+        self, kind: str, damping: float = 0.0, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, list[int]]:
+        """F-tilde (diagonal and neighbouring blocks, damped on the diagonal), F-hat [P, P], and the blocks' sizes."""
+        factors, crosses = self.factors(kind, noise), self.crosses(kind, noise)
+        blocks = [damped_block(a, g, damping, "factored") for a, g in factors]
+        sizes = [len(b) for b in blocks]
+        neighbours = [torch.kron(g.contiguous(), a) for a, g in crosses]
+        tilde = torch.block_diag(*blocks)
+        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        for i, block in enumerate(neighbours):
+            here, after = slice(ends[i], ends[i + 1]), slice(ends[i + 1], ends[i + 2])
+            tilde[here, after], tilde[after, here] = block, block.mT
+        # A chain: what is two layers apart is tied through the layer between.
+        hat = tilde.clone()
+        psi = [n @ torch.linalg.pinv(b, hermitian=True) for n, b in zip(neighbours, blocks[1:], strict=True)]
+        for i in reversed(range(len(blocks))):
+            for j in range(i + 2, len(blocks)):
+                here, between, there = (slice(ends[n], ends[n + 1]) for n in (i, i + 1, j))
+                hat[here, there] = psi[i] @ hat[between, there]
+                hat[there, here] = hat[here, there].mT
+        return tilde, hat, sizes
+
 
 def damped_block(a: Tensor, g: Tensor, damping: float, mode: str) -> Tensor:
     """The dense block of one layer; G (x) A because the homogeneous weight is laid out row by row."""

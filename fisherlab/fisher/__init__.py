@@ -10,10 +10,12 @@ from fisherlab.fisher.kronecker import Kronecker
 from fisherlab.fisher.layer import LayerBlocks
 from fisherlab.fisher.smaller import Smaller
 from fisherlab.fisher.structure import Structure
+from fisherlab.fisher.tridiagonal import KroneckerTridiagonal
 from fisherlab.fisher.unit import UnitBlocks
 
 STRUCTURES: dict[str, type[Structure]] = {
     "kronecker": Kronecker,
+    "kronecker_tridiagonal": KroneckerTridiagonal,
     "gram": Gram,
     "full": Full,
     "smaller": Smaller,
@@ -33,6 +35,7 @@ __all__ = [
     "Inputs",
     "Kind",
     "Kronecker",
+    "KroneckerTridiagonal",
     "LayerBlocks",
     "Smaller",
     "Statistics",

@@ -79,7 +79,7 @@ class Kronecker(Structure):
     products of their eigenvalues, which is (A (x) G + lambda I) exactly.
     """
 
-    damping_modes = ("factored", "tikhonov")
+    damping_modes: tuple[str, ...] = ("factored", "tikhonov")
     per_layer = True
 
     def __init__(self, damping_mode: str | None = None) -> None:

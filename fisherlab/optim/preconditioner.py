@@ -37,7 +37,8 @@ class Preconditioner:
 
     Args:
         kind: exact, mc or empirical.
-        structure: kronecker, full, gram, smaller (full or gram, whichever system is smaller), layer, unit or diagonal.
+        structure: kronecker, kronecker_tridiagonal, full, gram, smaller (full or gram, whichever system is smaller),
+            layer, unit or diagonal.
         damping_mode: factored or tikhonov; the structure's first when None.
         ema: eps_max of the moving average, eps = min(1 - 1/k, eps_max) at the k-th update; 0 keeps the last batch only.
         ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I, eps = eps_max.

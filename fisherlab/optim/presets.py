@@ -83,7 +83,7 @@ class NaturalGradient(FisherOptimizer):
         momentum: Decay of the momentum buffer; acts on the preconditioned gradient.
         nesterov: Nesterov's look-ahead.
         kind: exact, mc or empirical.
-        structure: kronecker, full, gram, smaller, layer, unit or diagonal.
+        structure: kronecker, kronecker_tridiagonal, full, gram, smaller, layer, unit or diagonal.
         damping_mode: factored or tikhonov; the structure's own when None.
         ema: eps_max of the moving average of the statistics.
         ema_start: batch or identity.

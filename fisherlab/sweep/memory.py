@@ -91,7 +91,9 @@ def _matrices(experiment: Experiment, layers: list[tuple[int, int]], batch: int,
         "unit": FACTORS * sum(n**2 * m for n, m in layers) + 2 * chunk + sampled,
         "diagonal": FACTORS * count + sampled,
     }
-    return sampled + known.get(structure, FACTORS * sum(n**2 + m**2 for n, m in layers))
+    factors = FACTORS * sum(n**2 + m**2 for n, m in layers)
+    known["kronecker_tridiagonal"] = 2 * factors  # its ties to the next layer are about as large
+    return sampled + known.get(structure, factors)
 
 
 def available(device: torch.device) -> int:

@@ -16,7 +16,7 @@ PROBLEMS = {
 
 
 EVERYWHERE = ["sgd", "adam", "kfac", "efngd"]
-SMALL = ["ngd", "kfac_empirical", "layer_ngd", "unit_ngd", "diag_ngd"]
+SMALL = ["ngd", "kfac_empirical", "kfac_tridiag", "layer_ngd", "unit_ngd", "diag_ngd"]
 CASES = [(problem, optimizer) for problem in PROBLEMS for optimizer in EVERYWHERE]
 CASES += [("digits mlp", "layer_ngd narrow"), *(("a1a logistic", optimizer) for optimizer in SMALL)]
 CASES += [("digits mlp", optimizer) for optimizer in SMALL if optimizer != "layer_ngd"]
