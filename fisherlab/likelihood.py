@@ -169,12 +169,13 @@ class Likelihood(ABC):
         """
 
     @abstractmethod
-    def form(self, f: Tensor, u: Tensor) -> Tensor:
-        """The quadratic form of the output Fisher, u^T fisher(f) u.
+    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """The inner product of the output Fisher, u^T fisher(f) v.
 
         Args:
             f: Natural parameters [..., B, K].
             u: Tensor [..., B, K].
+            v: Tensor [..., B, K].
 
         Returns:
             Tensor [..., B].
@@ -257,10 +258,10 @@ class Categorical(Likelihood):
         p, root = self.mean(f), _root(f.log_softmax(-1))
         return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
 
-    def form(self, f: Tensor, u: Tensor) -> Tensor:
-        """See `Likelihood.form`: the variance of u under p."""
+    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """See `Likelihood.inner`: the covariance of u and v under p."""
         p = self.mean(f)
-        return (p * (u - (p * u).sum(-1, keepdim=True)).square()).sum(-1)
+        return (p * (u - (p * u).sum(-1, keepdim=True)) * (v - (p * v).sum(-1, keepdim=True))).sum(-1)
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: r / sqrt(p) less its projection on sqrt(p)."""
@@ -311,9 +312,10 @@ class Bernoulli(Likelihood):
         """See `Likelihood.fisher_sqrt`."""
         return torch.diag_embed(self._sd(f))
 
-    def form(self, f: Tensor, u: Tensor) -> Tensor:
-        """See `Likelihood.form`."""
-        return (self._sd(f) * u).square().sum(-1)
+    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """See `Likelihood.inner`."""
+        sd = self._sd(f)
+        return (sd * u * (sd * v)).sum(-1)
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: (p - y) / sqrt(p (1 - p))."""
@@ -357,10 +359,10 @@ class Gaussian(Likelihood):
         """See `Likelihood.fisher_sqrt`: the identity."""
         return self.fisher(f)
 
-    def form(self, f: Tensor, u: Tensor) -> Tensor:
-        """See `Likelihood.form`."""
+    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """See `Likelihood.inner`."""
         del f
-        return u.square().sum(-1)
+        return (u * v).sum(-1)
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: the residual itself."""

@@ -155,10 +155,22 @@ class MeanGradient:
             self._formed[i] = self.inputs[i].weighted_sum(g, 1 / g.shape[-2])
         return self._formed[i]
 
+    @classmethod
+    def formed(cls, layers: Sequence[Tensor]) -> MeanGradient:
+        """Take a gradient that is formed already.
+
+        Args:
+            layers: [..., out, in + 1] each.
+
+        Returns:
+            It, without a batch.
+        """
+        return cls([], [], dict(enumerate(layers)))
+
     @property
     def layers(self) -> list[Tensor]:
         """The gradient of every layer."""
-        return [self.layer(i) for i in range(len(self.inputs))]
+        return [self.layer(i) for i in range(len(self.inputs) or len(self._formed))]
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ class Kronecker(Structure):
 
     def solve_mean(self, gradient: MeanGradient, extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve_mean`."""
-        if self.damping_mode == "factored" or extra is not None:
+        if self.damping_mode == "factored" or extra is not None or not gradient.inputs:
             return super().solve_mean(gradient, extra)
         return [self._unrotated(self._rotated(gradient, i, *p[:2]), *p) for i, p in enumerate(self._prepared)]
 

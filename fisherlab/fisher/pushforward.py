@@ -1,11 +1,12 @@
-"""Jacobian-vector products of a model, and with them the exact Fisher's quadratic form, of any network."""
+"""Jacobian-vector products of any network, and with them inner products of the exact Fisher."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import torch
 import torch.autograd.forward_ad as forward
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -39,17 +40,36 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def fisher_form(model: nn.Module, likelihood: Likelihood, x: Tensor, change: Mapping[str, Tensor]) -> Tensor:
-    """The quadratic form v^T F v of the exact mean Fisher of a batch.
+def fisher_products(
+    model: nn.Module,
+    likelihood: Likelihood,
+    x: Tensor,
+    changes: Sequence[Mapping[str, Tensor]],
+    chunk: int | None = None,
+) -> Tensor:
+    """The inner products u^T F v of the exact mean Fisher of a batch, of each vector with each.
+
+    Martens and Grosse (2015), Appendix C: from Jacobian-vector products, without a product with F itself.
 
     Args:
         model: Any module.
         likelihood: Of its outputs.
         x: Inputs [..., B, in].
-        change: v, by parameter name.
+        changes: The vectors, by parameter name.
+        chunk: The most examples at a time; None takes all at once.
 
     Returns:
-        Tensor [...].
+        Tensor [..., k, k] for k vectors.
     """
-    f, tangent = pushforward(model, x, change)
-    return likelihood.form(f, tangent).mean(-1)
+    parts = x.split(chunk or x.shape[-2], -2)
+    means = [_mean_products(model, likelihood, part, changes) * (part.shape[-2] / x.shape[-2]) for part in parts]
+    return torch.stack(means).sum(0)
+
+
+def _mean_products(
+    model: nn.Module, likelihood: Likelihood, x: Tensor, changes: Sequence[Mapping[str, Tensor]]
+) -> Tensor:
+    pairs = [pushforward(model, x, change) for change in changes]
+    f, tangents = pairs[0][0], [tangent for _, tangent in pairs]
+    rows = [torch.stack([likelihood.inner(f, u, v).mean(-1) for v in tangents], -1) for u in tangents]
+    return torch.stack(rows, -2)

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +20,8 @@ from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
 from fisherlab.optim.damping import make_policy
 from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
-from fisherlab.optim.preconditioner import Preconditioner
+from fisherlab.optim.preconditioner import Preconditioner, examples
+from fisherlab.optim.quadratic import QuadraticRule
 from fisherlab.optim.reduction import Reduction
 from fisherlab.optim.rules import adam_rule, momentum_rule
 from fisherlab.optim.state import copied, forget
@@ -44,7 +45,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         model: The model; its covered layers are `Dense` and `nn.Linear`.
         likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
         lr: Learning rate.
-        rule: `momentum` or `adam`.
+        rule: `momentum`, `adam` or `quadratic` (alpha and mu by the quadratic model of the exact F).
         rule_options: Keyword arguments of the rule.
         preconditioner: None steps along the plain gradient.
         damping: lambda on F, or the name of a policy (linear, exponential, lm, settling); needs a preconditioner.
@@ -57,6 +58,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         kl_clip: kappa; scales the direction v so that lr^2 * v^T (F + lambda I) v <= kappa, with v^T grad in place of
             the quadratic form (equal where v solves the damped system); acts before momentum; None is off.
         lr_uncovered: Learning rate of the parameters that no structure covers; `lr` when None.
+        chunk: The most examples that a natural-gradient step takes through the model at a time; bounds the memory.
         seed: Seed of the label noise, or one per stream: S of them where the replica axes are [S, H].
 
     Raises:
@@ -86,10 +88,11 @@ class FisherOptimizer(torch.optim.Optimizer):
         l2_in_curvature: bool = True,
         kl_clip: Hyper | None = None,
         lr_uncovered: Hyper | None = None,
+        chunk: int | None = None,
         seed: int | Sequence[int] = 0,
     ) -> None:
-        if rule not in RULES:
-            raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), RULES)}")
+        if rule not in (*RULES, "quadratic"):
+            raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), (*RULES, 'quadratic'))}")
         needy = {"damping": damping, "kl_clip": kl_clip, "lr_uncovered": lr_uncovered}
         unused = [name for name, value in needy.items() if value is not None and preconditioner is None]
         if unused:
@@ -100,6 +103,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.likelihood = make_likelihood(likelihood)
         self.rule = rule
         self.preconditioner = preconditioner
+        self.chunk = chunk
         self.policy = make_policy(damping, damping_start, damping_end, damping_steps)
         if self.policy is not None and self.policy.hears_traces and preconditioner is not None:
             preconditioner.tell_trace = self.policy.hear_trace
@@ -107,7 +111,10 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.kl_clip = None if kl_clip is None else positive("kl_clip", kl_clip)
         self.replicas = _replicas(model)
         groups = self._groups(positive("lr", lr), lr_uncovered)
-        options = dict(rule_options or {})
+        self.quadratic = QuadraticRule(**(rule_options or {})) if rule == "quadratic" else None
+        if self.quadratic is not None and (preconditioner is None or len(groups) > 1):
+            raise UsageError("rule=quadratic needs a preconditioner that covers every parameter")
+        options = dict(rule_options or {}) if self.quadratic is None else {}
         if damping is not None:
             options["damping"] = self.policy.start if self.policy else not_negative("damping", damping)  # type: ignore[arg-type]
         policy = {"damping_start": damping_start, "damping_end": damping_end}
@@ -126,6 +133,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
         self.vectors: list[Tensor] = []
         self._unwritten: Callable[[], list[Tensor]] | None = None
+        self._again: Callable[[Tensor], list[Tensor]]  # set in each step
         self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,15 +209,19 @@ class FisherOptimizer(torch.optim.Optimizer):
             self.check()
         if self.record_norms or watched:
             self._write()
-        norms, factors = [], []
+        factors, norms, predicted = [], [], None
+        if self.quadratic is not None:
+            predicted = self.quadratic(self, x, directions[0])
+            factors = [on(self.param_groups[0]["lr"], directions[0], 0)]
         for i, (group, direction) in enumerate(zip(self.param_groups, directions, strict=True)):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
-            v = self.vectors[i][1]
-            factors.append(RULES[self.rule](direction, self._rule_state[i], v, lr=group["lr"], **options))
+            if self.quadratic is None:
+                v = self.vectors[i][1]
+                factors.append(RULES[self.rule](direction, self._rule_state[i], v, lr=group["lr"], **options))
             if self.record_norms:  # now, while the cache holds them
                 norms.append(torch.linalg.vector_norm(self.vectors[i], dim=-1))
                 norms[i][1].mul_(factors[i])
-        ratio = Reduction(self, x, y, loss, factors) if watched else None
+        ratio = Reduction(self, x, y, loss, factors, predicted) if watched else None
         for _, p, part, scale in self.parts_of_step(factors):
             p.addcmul_(part, scale, value=-1)
         if ratio is not None and self.policy is not None:
@@ -284,25 +296,94 @@ class FisherOptimizer(torch.optim.Optimizer):
         device = x.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             raise UsageError(f"torch.autocast('{device}') is on: expected none around a natural-gradient step")
-        captured = self.capture(x)
-        f, batch = captured.output, captured.output.shape[-2]
-        loss, mean = self._loss(f, y)
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
-        observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        gradient = MeanGradient(captured.inputs, observed)
+        observe = self._through if self.chunk is None or x.shape[-2] <= self.chunk else self._through_in_chunks
+        loss, gradient, rest_gradients = observe(x, y, rest)
         extra = self.l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
-        damping = host(self.param_groups[0]["damping"])
-        if self.l2_in_curvature:
-            damping = damping + host(self.l2)
-        self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
-        direction = self.preconditioner(gradient, joined, damping.to(f.device, non_blocking=True))
+        damping = self.ridge if self.quadratic is None else self.quadratic.damping(self.ridge, host(self.l2))
+        direction = self.preconditioner(gradient, joined, damping.to(loss.device, non_blocking=True))
+        self._again = partial(self.preconditioner.again, gradient, joined)
         self._unwritten = lambda: total(self._parts(gradient.layers), extra)  # computed where somebody asks for it
         self._room(0, self.param_groups[0]["params"])
         steps = [self._clipped(self._flat(self._parts(direction)))]
         if rest:
-            steps.append(self._keep(1, total([g / batch for g in rest_gradients], self.l2_gradient(rest))))
+            mean = [g / x.shape[-2] for g in rest_gradients]
+            steps.append(self._keep(1, total(mean, self.l2_gradient(rest))))
         return loss, steps
+
+    def _through(self, x: Tensor, y: Tensor, rest: list[Tensor]) -> tuple[Tensor, MeanGradient, list[Tensor]]:
+        """Go through the model: the loss, the covered layers' gradient, the summed one of the rest; statistics too."""
+        assert self.preconditioner is not None
+        captured = self.capture(x)
+        loss, mean = self._loss(captured.output, y)
+        observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
+        self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
+        return loss, MeanGradient(captured.inputs, observed), rest_gradients
+
+    def _through_in_chunks(self, x: Tensor, y: Tensor, rest: list[Tensor]) -> tuple[Tensor, MeanGradient, list[Tensor]]:
+        """The same, some examples at a time; those of the statistics go through once more, together."""
+        assert self.preconditioner is not None
+        assert self.chunk is not None
+        if rest:
+            raise UsageError(f"chunk={self.chunk} needs a preconditioner that covers every parameter: expected null")
+        loss: Tensor | float = 0.0
+        gradient, batch = list[Tensor](), x.shape[-2]
+        for start in range(0, batch, self.chunk):
+            part = slice(start, start + self.chunk)
+            captured = self.capture(x[..., part, :])
+            own, mean = self._loss(captured.output, examples(y, x, part))
+            observed, _ = captured.backward(self.likelihood.residual_at(mean, examples(y, x, part)))
+            sums = [s.weighted_sum(g, 1 / batch) for s, g in zip(captured.inputs, observed, strict=True)]
+            gradient = total(sums, gradient or None)
+            loss = loss + own * (len(range(batch)[part]) / batch)
+        self.preconditioner.observe_rows(self.capture, self.likelihood, x, y, self.streams)
+        return torch.as_tensor(loss), MeanGradient.formed(gradient), []
+
+    def mean_nll(self, x: Tensor, y: Tensor) -> Tensor:
+        """Evaluate the mean nll of a batch.
+
+        Args:
+            x: Inputs [..., B, in].
+            y: Targets.
+
+        Returns:
+            Tensor [...].
+        """
+        batch, chunk = x.shape[-2], self.chunk or x.shape[-2]
+        parts = [slice(start, start + chunk) for start in range(0, batch, chunk)]
+        sums = [self.likelihood.nll(self.model(x[..., p, :]), examples(y, x, p)).sum(-1) for p in parts]
+        return torch.stack(sums).sum(0) / batch
+
+    @property
+    def ridge(self) -> Tensor:
+        """What is added to F: lambda, and eta where L2 counts as curvature; float64 [...]."""
+        damping = host(self.param_groups[0]["damping"])
+        return damping + host(self.l2) if self.l2_in_curvature else damping
+
+    def resolve(self, damping: Tensor) -> Tensor:
+        """Make the direction of the present step anew, with another damping of the factors.
+
+        Args:
+            damping: [...].
+
+        Returns:
+            Flat [..., P].
+        """
+        return self._flat(self._parts(self._again(damping)))
+
+    def by_name(self, vector: Tensor) -> dict[str, Tensor]:
+        """Cut a flat vector of the covered parameters.
+
+        Args:
+            vector: [..., P].
+
+        Returns:
+            By parameter name, shaped as the parameters.
+        """
+        group = self.param_groups[0]
+        parts = vector.split(_sizes(group["params"], self.replicas), -1)
+        return {n: v.reshape(p.shape) for n, p, v in zip(group["names"], group["params"], parts, strict=True)}
 
     def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean nll [...], and E[y | f]."""
@@ -450,6 +531,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             "param_groups": copy.deepcopy(groups),
             "rule": [{k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in self._rule_state],
             "preconditioner": None if self.preconditioner is None else copy.deepcopy(self.preconditioner.state_dict()),
+            "quadratic": None if self.quadratic is None else copy.deepcopy(self.quadratic.state()),
             "policy": None if self.policy is None else copy.deepcopy(self.policy.state()),
         }
 
@@ -475,6 +557,8 @@ class FisherOptimizer(torch.optim.Optimizer):
             self.preconditioner.load_state_dict(copied(state["preconditioner"], device))
         if self.policy is not None:
             self.policy.load(copied(state["policy"], device))
+        if self.quadratic is not None:
+            self.quadratic.load(copied(state["quadratic"], device))
 
 
 def _replicas(model: nn.Module) -> torch.Size:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher import STRUCTURES, Captured, Kind, Statistics, Structure, statistics
-from fisherlab.fisher.capture import MeanGradient
+from fisherlab.fisher.capture import Capture, MeanGradient
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.fisher.linalg import full_precision
 from fisherlab.likelihood import Likelihood
@@ -23,13 +23,39 @@ def _period(name: str, value: int) -> int:
     return value
 
 
-def _stride(tau1: float) -> int:
-    if isinstance(tau1, bool) or not isinstance(tau1, (int, float)) or not 0 < tau1 <= 1:
-        raise UsageError(f"tau1={tau1!r} is out of range: expected 1, 1/2, 1/3, ..., for example 0.125")
-    stride = round(1 / tau1)
-    if abs(stride * tau1 - 1) > 1e-3:
-        raise UsageError(f"tau1={tau1} is no fraction 1/k: the nearest is 1/{stride}, {1 / stride:.4g}")
+def stride_of(name: str, part: float) -> int:
+    """Check a part of a batch, 1/k.
+
+    Args:
+        name: Its name, for the message.
+        part: 1, 1/2, 1/3, ...
+
+    Returns:
+        k: every k-th example is taken.
+
+    Raises:
+        UsageError: If it is no such fraction.
+    """
+    if isinstance(part, bool) or not isinstance(part, (int, float)) or not 0 < part <= 1:
+        raise UsageError(f"{name}={part!r} is out of range: expected 1, 1/2, 1/3, ..., for example 0.125")
+    stride = round(1 / part)
+    if abs(stride * part - 1) > 1e-3:
+        raise UsageError(f"{name}={part} is no fraction 1/k: the nearest is 1/{stride}, {1 / stride:.4g}")
     return stride
+
+
+def examples(y: Tensor, x: Tensor, part: slice) -> Tensor:
+    """Take some examples' targets.
+
+    Args:
+        y: Targets [..., B] or [..., B, K].
+        x: The inputs, or outputs, beside them, [..., B, n].
+        part: Which.
+
+    Returns:
+        A view.
+    """
+    return y[..., part] if y.ndim < x.ndim else y[..., part, :]
 
 
 class Preconditioner:
@@ -43,8 +69,9 @@ class Preconditioner:
         ema: eps_max of the moving average, eps = min(1 - 1/k, eps_max) at the k-th update; 0 keeps the last batch only.
         ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I, eps = eps_max.
         stats_period: Steps between updates of the average.
-        inverse_period: Steps between factorisations: the first batch's serves until step `inverse_period`. (Martens and
-            Grosse 2015 also refresh at steps 1 to 3.)
+        inverse_period: Steps between factorisations: the first batch's serves until step `inverse_period`.
+        inverse_early: Where not 0, the first so many steps factorise, and then every step whose number, counted from 1,
+            `inverse_period` divides (Martens and Grosse 2015, Section 8: 3).
         tau1: The part of a batch's examples from which the statistics are taken, 1/k for a whole k: every k-th example
             (Martens and Grosse 2015, Section 8, take 1/8).
         samples: Labels per example for mc.
@@ -64,6 +91,7 @@ class Preconditioner:
         ema_start: str = "batch",
         stats_period: int = 1,
         inverse_period: int = 1,
+        inverse_early: int = 0,
         tau1: float = 1.0,
         samples: int = 1,
         max_columns: int = MAX_COLUMNS,
@@ -87,7 +115,8 @@ class Preconditioner:
         self.ema, self.ema_start = ema, ema_start
         self.stats_period = _period("stats_period", stats_period)
         self.inverse_period = _period("inverse_period", inverse_period)
-        self.tau1, self._stride = tau1, _stride(tau1)
+        self.inverse_early = inverse_early
+        self.tau1, self._stride = tau1, stride_of("tau1", tau1)
         self.samples = _period("samples", samples)
         self.max_columns = _period("max_columns", max_columns)
         self.step, self.updates = 0, 0
@@ -129,7 +158,37 @@ class Preconditioner:
         if self._stride > 1:
             captured, mean = captured.thinned(self._stride), mean[..., :: self._stride, :]
             observed = [g[..., :: self._stride, :] for g in observed]
-            y = y[..., :: self._stride] if y.ndim < captured.output.ndim else y[..., :: self._stride, :]
+            y = examples(y, captured.output, slice(None, None, self._stride))
+        self._sample(captured, likelihood, y, observed, mean, streams)
+
+    def observe_rows(self, capture: Capture, likelihood: Likelihood, x: Tensor, y: Tensor, streams: Streams) -> None:
+        """Update the statistics from the examples of a batch that they are taken from, by a pass of their own.
+
+        Args:
+            capture: Of the model.
+            likelihood: Of its outputs.
+            x: The whole batch's inputs.
+            y: Its targets.
+            streams: Source of label noise.
+        """
+        if self.step % self.stats_period:
+            return
+        part = slice(None, None, self._stride)
+        captured, own = capture(x[..., part, :]), examples(y, x, part)
+        mean = likelihood.mean(captured.output)
+        observed = captured.backward(likelihood.residual_at(mean, own))[0] if self.kind is Kind.EMPIRICAL else []
+        self._sample(captured, likelihood, own, observed, mean, streams)
+
+    def _sample(
+        self,
+        captured: Captured,
+        likelihood: Likelihood,
+        y: Tensor,
+        observed: list[Tensor],
+        mean: Tensor,
+        streams: Streams,
+    ) -> None:
+        """Draw labels where the kind asks for them, and update."""
         noise = None
         if self.kind is Kind.MC:
             shape = (self.samples, *captured.output.shape[-2:])
@@ -152,12 +211,33 @@ class Preconditioner:
             (F + lambda I)^-1 (gradient + extra), per layer.
         """
         with full_precision():
-            if self._stale or self.step % self.inverse_period == 0:
+            if self._stale or self._due():
                 self._stale = False
                 self._mark(self.structure.refresh(damping, self.inverse_period))
             direction = self.structure.solve_mean(gradient, extra)
         self.step += 1
         return direction
+
+    def again(self, gradient: MeanGradient, extra: list[Tensor] | None, damping: Tensor) -> list[Tensor]:
+        """Make the natural gradient of the step just made anew, with another damping.
+
+        Args:
+            gradient: As before.
+            extra: As before.
+            damping: lambda, float64 [...].
+
+        Returns:
+            (F + lambda I)^-1 (gradient + extra), per layer.
+        """
+        with full_precision():
+            self._mark(self.structure.refresh(damping, self.inverse_period))
+            return self.structure.solve_mean(gradient, extra)
+
+    def _due(self) -> bool:
+        """Whether this step factorises."""
+        if self.inverse_early:
+            return self.step < self.inverse_early or (self.step + 1) % self.inverse_period == 0
+        return self.step % self.inverse_period == 0
 
     def _update(self, stats: Statistics) -> None:
         self.updates += 1

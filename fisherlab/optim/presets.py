@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -165,3 +166,75 @@ class EFNGD(NaturalGradient):
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
         defaults: dict[str, Any] = {"lr": 1.0, "damping": 1.0, "kind": "empirical"}
         super().__init__(model, likelihood, **(defaults | {"structure": "smaller"} | options))
+
+
+class KFACMartens(FisherOptimizer):
+    """K-FAC by the whole recipe of Martens and Grosse (2015), Algorithm 2, with their constants.
+
+    Args:
+        model: The model; every parameter must be covered.
+        likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
+        lr: Multiplies the step; 1 is the paper's.
+        damping: `lm` adapts lambda by the reduction ratio; a number keeps it.
+        damping_start: lambda_0; about 1 for classification, says the authors' code.
+        structure: kronecker (block-diagonal) or kronecker_tridiagonal.
+        momentum: Whether mu delta_0 is part of the step.
+        gamma_search: Whether gamma is searched; else sqrt(lambda + eta).
+        ema: eps_max of the factors.
+        inverse_period: T_3.
+        inverse_early: Steps at the beginning that factorise too.
+        tau1: Part of the batch for the statistics.
+        tau2: Part of the batch for products with F; the paper has 1/4, the authors' code 1.
+        l2: eta.
+        l2_biases: Whether eta concerns the biases too.
+        chunk: The most examples at a time; bounds the memory.
+        seed: Of the label noise.
+    """
+
+    per_replica = ("lr", "damping", "damping_start", "l2")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        lr: Hyper = 1.0,
+        damping: Hyper | str = "lm",
+        damping_start: Hyper | None = 150.0,
+        structure: str = "kronecker",
+        momentum: bool = True,
+        gamma_search: bool = True,
+        ema: float = 0.95,
+        inverse_period: int = 20,
+        inverse_early: int = 3,
+        tau1: float = 0.125,
+        tau2: float = 1.0,
+        l2: Hyper = 1e-5,
+        l2_biases: bool = True,
+        chunk: int | None = 5000,
+        seed: int | Sequence[int] = 0,
+    ) -> None:
+        preconditioner = Preconditioner(
+            "mc",
+            structure,
+            "factored",
+            ema=ema,
+            tau1=tau1,
+            inverse_period=inverse_period,
+            inverse_early=inverse_early,
+        )
+        rule = {"momentum": momentum, "tau2": tau2, "search": gamma_search}
+        super().__init__(
+            model,
+            likelihood,
+            lr=lr,
+            rule="quadratic",
+            rule_options=rule,
+            preconditioner=preconditioner,
+            damping=damping,
+            damping_start=damping_start if isinstance(damping, str) else None,
+            l2=l2,
+            l2_biases=l2_biases,
+            chunk=chunk,
+            seed=seed,
+        )

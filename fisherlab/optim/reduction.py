@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fisherlab.fisher.pushforward import fisher_form
+from fisherlab.fisher.pushforward import fisher_products
 from fisherlab.optim.hyper import host
 
 if TYPE_CHECKING:
@@ -29,18 +29,31 @@ class Reduction:
         y: Targets.
         loss: Mean nll of the batch, [...].
         factors: c of each parameter group: the step is delta = -c v.
+        predicted: M(delta) where the step minimises a model, that with lambda + eta; else the model above.
     """
 
-    def __init__(self, optimizer: FisherOptimizer, x: Tensor, y: Tensor, loss: Tensor, factors: list[Tensor]) -> None:
+    def __init__(
+        self,
+        optimizer: FisherOptimizer,
+        x: Tensor,
+        y: Tensor,
+        loss: Tensor,
+        factors: list[Tensor],
+        predicted: Tensor | None = None,
+    ) -> None:
         self.optimizer, self.x, self.y = optimizer, x, y
         self.before = loss + self._penalty()
-        l2 = host(optimizer.l2).to(loss.device, loss.dtype)
+        self.predicted = self._model(factors) if predicted is None else predicted
+
+    def _model(self, factors: list[Tensor]) -> Tensor:
+        """M(delta) without lambda."""
+        optimizer = self.optimizer
         change = {name: part * -scale for name, _, part, scale in optimizer.parts_of_step(factors)}
-        form = fisher_form(optimizer.model, optimizer.likelihood, x, change)
+        form = fisher_products(optimizer.model, optimizer.likelihood, self.x, [change])[..., 0, 0]
         pairs = list(zip(optimizer.vectors, factors, strict=True))
         slope = torch.stack([-c * (g * v).sum(-1) for (g, v), c in pairs]).sum(0)
         size = torch.stack([c.square() * v.square().sum(-1) for (_, v), c in pairs]).sum(0)
-        self.predicted = slope + 0.5 * (form + l2 * size)
+        return slope + 0.5 * (form + host(optimizer.l2).to(slope.device, slope.dtype) * size)
 
     def measure(self) -> Tensor:
         """Evaluate the objective after the step.
@@ -48,8 +61,7 @@ class Reduction:
         Returns:
             rho, [...]; minus infinity where the objective rises, as in the authors' code, or was predicted to.
         """
-        f = self.optimizer.model(self.x)
-        after = self.optimizer.likelihood.nll(f, self.y).mean(-1) + self._penalty()
+        after = self.optimizer.mean_nll(self.x, self.y) + self._penalty()
         change = after - self.before
         return (change / self.predicted).masked_fill((self.predicted >= 0) | (change > 0), -math.inf)
 

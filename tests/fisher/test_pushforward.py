@@ -1,9 +1,9 @@
-"""Jacobian-vector products and the exact Fisher's quadratic form, against the dense twin."""
+"""Jacobian-vector products and the exact Fisher's inner products, against the dense twin."""
 
 import pytest
 import torch
 
-from fisherlab.fisher.pushforward import fisher_form, pushforward
+from fisherlab.fisher.pushforward import fisher_products, pushforward
 from fisherlab.likelihood import make_likelihood
 from fisherlab.models import mlp, stack_replicas
 from fisherlab.streams import generator
@@ -19,14 +19,17 @@ def change_of(model, seed=0):
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_the_form_is_the_dense_fisher_s(likelihood, layer):
+def test_inner_products_are_the_dense_fisher_s(likelihood, layer):
     model, (x, y) = model_of(layer), batch_of(likelihood)
     change, twin = change_of(model), Twin(model, likelihood, x, y)
     v = flatten(model, change)
     f, tangent = pushforward(model, x, change)
     assert_close(f, twin.outputs, 1e-14)
     assert_close(tangent, twin.jacobian @ v, 1e-12)
-    assert_close(fisher_form(model, make_likelihood(likelihood), x, change), v @ twin.fisher("exact") @ v, 1e-12)
+    other = change_of(model, 1)
+    both = torch.stack([v, flatten(model, other)])
+    found = fisher_products(model, make_likelihood(likelihood), x, [change, other])
+    assert_close(found, both @ twin.fisher("exact") @ both.mT, 1e-12)
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "elu", "linear"])
@@ -38,8 +41,8 @@ def test_every_activation_and_replicas(activation):
     x = torch.randn(6, 5, generator=generator(0, "x")).double()
     changes = [change_of(model, seed) for seed, model in enumerate(models)]
     stacked = {name: torch.stack([c[name] for c in changes])[None] for name in changes[0]}
-    found = fisher_form(together, likelihood, x[None, None], stacked)
-    expected = [fisher_form(m, likelihood, x, c) for m, c in zip(models, changes, strict=True)]
+    found = fisher_products(together, likelihood, x[None, None], [stacked])
+    expected = [fisher_products(m, likelihood, x, [c]) for m, c in zip(models, changes, strict=True)]
     assert_close(found[0], torch.stack(expected), 1e-12)
 
 

@@ -5,8 +5,6 @@ import torch
 
 from fisherlab import KFAC, SGD
 from fisherlab.errors import UsageError
-from fisherlab.fisher.pushforward import fisher_form
-from fisherlab.likelihood import make_likelihood
 from fisherlab.models import mlp, stack_replicas
 from fisherlab.streams import generator
 from tests.cases import batch_of, label_noise, model_of
@@ -164,10 +162,3 @@ def test_a_schedule_without_its_length_says_so():
 def test_without_a_preconditioner_there_is_no_policy():
     with pytest.raises(UsageError, match="damping has no effect without a preconditioner"):
         SGD(model_of("dense"), "categorical", damping="lm", damping_start=1.0)
-
-
-def test_the_form_costs_no_gradient():
-    model, (x, y) = model_of("dense"), batch_of("categorical")
-    change = {name: torch.ones_like(p) for name, p in model.named_parameters()}
-    assert not fisher_form(model, make_likelihood("categorical"), x, change).requires_grad
-    del y
