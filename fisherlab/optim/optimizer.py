@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import SolveError, UsageError, did_you_mean
-from fisherlab.fisher.capture import Capture, MeanGradient
+from fisherlab.fisher.capture import Capture
 from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
+from fisherlab.optim import saved
 from fisherlab.optim.damping import make_policy
 from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
-from fisherlab.optim.preconditioner import Preconditioner, examples
+from fisherlab.optim.passes import Passes
+from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.quadratic import QuadraticRule
 from fisherlab.optim.reduction import Reduction
 from fisherlab.optim.rules import adam_rule, momentum_rule
-from fisherlab.optim.state import copied, forget
+from fisherlab.optim.state import forget
 from fisherlab.streams import Streams
 
 RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
-FORMAT = 1
 
 
 class FisherOptimizer(torch.optim.Optimizer):
@@ -103,13 +102,13 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.likelihood = make_likelihood(likelihood)
         self.rule = rule
         self.preconditioner = preconditioner
-        self.chunk = chunk
+        self.replicas = _replicas(model)
+        self.passes = Passes(model, self.likelihood, preconditioner, self.replicas, chunk)
         self.policy = make_policy(damping, damping_start, damping_end, damping_steps)
         if self.policy is not None and self.policy.hears_traces and preconditioner is not None:
             preconditioner.tell_trace = self.policy.hear_trace
         self.l2, self.l2_biases, self.l2_in_curvature = not_negative("l2", l2), l2_biases, l2_in_curvature
         self.kl_clip = None if kl_clip is None else positive("kl_clip", kl_clip)
-        self.replicas = _replicas(model)
         groups = self._groups(positive("lr", lr), lr_uncovered)
         self.quadratic = QuadraticRule(**(rule_options or {})) if rule == "quadratic" else None
         if self.quadratic is not None and (preconditioner is None or len(groups) > 1):
@@ -127,6 +126,7 @@ class FisherOptimizer(torch.optim.Optimizer):
                 f"seed={self.streams.seeds} does not fit: expected one integer, or one per stream of replica axes "
                 f"[streams, lanes], here {tuple(self.replicas)}"
             )
+        self.passes.streams = self.streams
         super().__init__(groups, options)
         self.record_norms = False
         self.report: dict[str, Tensor] = {}
@@ -134,7 +134,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.vectors: list[Tensor] = []
         self._unwritten: Callable[[], list[Tensor]] | None = None
         self._again: Callable[[Tensor], list[Tensor]]  # set in each step
-        self._rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
+        self.rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle everything: torch's own would keep the groups only.
@@ -154,14 +154,9 @@ class FisherOptimizer(torch.optim.Optimizer):
         Raises:
             UsageError: After construction, always.
         """
-        if hasattr(self, "_rule_state"):  # the last thing that construction sets
+        if hasattr(self, "rule_state"):  # the last thing that construction sets
             raise UsageError("the parameter groups follow from the model: expected a new optimizer for another model")
         super().add_param_group(param_group)
-
-    @cached_property
-    def capture(self) -> Capture:
-        """The capture of the model; a plain optimizer needs none, and takes models that a capture refuses."""
-        return Capture(self.model)
 
     def _groups(self, lr: Hyper, lr_uncovered: Hyper | None) -> list[dict[str, Any]]:
         """Split the trainable parameters in covered and uncovered."""
@@ -217,7 +212,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
             if self.quadratic is None:
                 v = self.vectors[i][1]
-                factors.append(RULES[self.rule](direction, self._rule_state[i], v, lr=group["lr"], **options))
+                factors.append(RULES[self.rule](direction, self.rule_state[i], v, lr=group["lr"], **options))
             if self.record_norms:  # now, while the cache holds them
                 norms.append(torch.linalg.vector_norm(self.vectors[i], dim=-1))
                 norms[i][1].mul_(factors[i])
@@ -279,26 +274,22 @@ class FisherOptimizer(torch.optim.Optimizer):
         """Keep the gradient of a parameter group, flat."""
         return self._flat(gradient, self._room(group, gradient))
 
+    @property
+    def capture(self) -> Capture:
+        """The capture of the model."""
+        return self.passes.capture
+
     def _plain(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the gradient of the objective, flat, for every parameter alike."""
         parameters = self.param_groups[0]["params"]
-        with torch.enable_grad():
-            f = self.model(x)
-        loss, mean = self._loss(f.detach(), y)
-        residual = self.likelihood.residual_at(mean, y)
-        found = torch.autograd.grad(f, parameters, residual / f.shape[-2], allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-        return loss, [self._keep(0, total(filled, self.l2_gradient(parameters)))]
+        loss, found = self.passes.plain(x, y, parameters)
+        return loss, [self._keep(0, total(found, self.l2_gradient(parameters)))]
 
     def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the natural gradient of the covered parameters and the plain one of the others, flat."""
         assert self.preconditioner is not None
-        device = x.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            raise UsageError(f"torch.autocast('{device}') is on: expected none around a natural-gradient step")
         rest = [p for group in self.param_groups[1:] for p in group["params"]]
-        observe = self._through if self.chunk is None or x.shape[-2] <= self.chunk else self._through_in_chunks
-        loss, gradient, rest_gradients = observe(x, y, rest)
+        loss, gradient, rest_gradients = self.passes.natural(x, y, rest)
         extra = self.l2_gradient(self.param_groups[0]["params"])
         joined = None if extra is None else self._joined(extra)
         damping = self.ridge if self.quadratic is None else self.quadratic.damping(self.ridge, host(self.l2))
@@ -311,49 +302,6 @@ class FisherOptimizer(torch.optim.Optimizer):
             mean = [g / x.shape[-2] for g in rest_gradients]
             steps.append(self._keep(1, total(mean, self.l2_gradient(rest))))
         return loss, steps
-
-    def _through(self, x: Tensor, y: Tensor, rest: list[Tensor]) -> tuple[Tensor, MeanGradient, list[Tensor]]:
-        """Go through the model: the loss, the covered layers' gradient, the summed one of the rest; statistics too."""
-        assert self.preconditioner is not None
-        captured = self.capture(x)
-        loss, mean = self._loss(captured.output, y)
-        observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
-        return loss, MeanGradient(captured.inputs, observed), rest_gradients
-
-    def _through_in_chunks(self, x: Tensor, y: Tensor, rest: list[Tensor]) -> tuple[Tensor, MeanGradient, list[Tensor]]:
-        """The same, some examples at a time; those of the statistics go through once more, together."""
-        assert self.preconditioner is not None
-        assert self.chunk is not None
-        if rest:
-            raise UsageError(f"chunk={self.chunk} needs a preconditioner that covers every parameter: expected null")
-        loss: Tensor | float = 0.0
-        gradient, batch = list[Tensor](), x.shape[-2]
-        for start in range(0, batch, self.chunk):
-            part = slice(start, start + self.chunk)
-            captured = self.capture(x[..., part, :])
-            own, mean = self._loss(captured.output, examples(y, x, part))
-            observed, _ = captured.backward(self.likelihood.residual_at(mean, examples(y, x, part)))
-            sums = [s.weighted_sum(g, 1 / batch) for s, g in zip(captured.inputs, observed, strict=True)]
-            gradient = total(sums, gradient or None)
-            loss = loss + own * (len(range(batch)[part]) / batch)
-        self.preconditioner.observe_rows(self.capture, self.likelihood, x, y, self.streams)
-        return torch.as_tensor(loss), MeanGradient.formed(gradient), []
-
-    def mean_nll(self, x: Tensor, y: Tensor) -> Tensor:
-        """Evaluate the mean nll of a batch.
-
-        Args:
-            x: Inputs [..., B, in].
-            y: Targets.
-
-        Returns:
-            Tensor [...].
-        """
-        batch, chunk = x.shape[-2], self.chunk or x.shape[-2]
-        parts = [slice(start, start + chunk) for start in range(0, batch, chunk)]
-        sums = [self.likelihood.nll(self.model(x[..., p, :]), examples(y, x, p)).sum(-1) for p in parts]
-        return torch.stack(sums).sum(0) / batch
 
     @property
     def ridge(self) -> Tensor:
@@ -384,17 +332,6 @@ class FisherOptimizer(torch.optim.Optimizer):
         group = self.param_groups[0]
         parts = vector.split(_sizes(group["params"], self.replicas), -1)
         return {n: v.reshape(p.shape) for n, p, v in zip(group["names"], group["params"], parts, strict=True)}
-
-    def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean nll [...], and E[y | f]."""
-        if f.ndim < 2 or f.shape[:-2] != self.replicas:
-            raise UsageError(
-                f"the model's output of shape {tuple(f.shape)} does not fit: expected [batch, outputs] behind the "
-                f"replica axes {tuple(self.replicas)}"
-            )
-        self.likelihood.check(f, y)
-        nll, mean = self.likelihood.nll_and_mean(f, y)
-        return nll.mean(-1), mean
 
     def _clipped(self, direction: Tensor) -> Tensor:
         """KL clip: nu = min(1, sqrt(kappa / (lr^2 v^T grad)))."""
@@ -486,7 +423,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Args:
             at: Its index.
         """
-        forget(self._rule_state, at, self.replicas)
+        forget(self.rule_state, at, self.replicas)
         if self.preconditioner is not None:
             forget(self.preconditioner.structure.state(), at, self.replicas)
 
@@ -496,27 +433,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Returns:
             Plain values by name, for printing and for the run's records.
         """
-        pre = self.preconditioner
-        about: dict[str, Any] = {"rule": self.rule, "likelihood": self.likelihood.name}
-        if pre is not None:
-            about |= {
-                "kind": str(pre.kind),
-                "structure": pre.structure_name,
-                "damping_mode": pre.structure.damping_mode,
-            }
-            about |= {"scale": "mean over examples", "preconditioned": self.param_groups[0]["names"]}
-            about["plain_gradient"] = [n for group in self.param_groups[1:] for n in group["names"]]
-        return about
-
-    def _identity(self) -> list[str]:
-        """What a state must agree in, one line each: the choices, then the parameters in order with their shapes."""
-        choices = ("rule", "likelihood", "kind", "structure", "damping_mode")
-        about = self.describe()
-        lines = [f"{name}={about.get(name)}" for name in choices]
-        for i, group in enumerate(self.param_groups):
-            use = "preconditioned" if self.preconditioner is not None and i == 0 else "plain"
-            lines += [f"{use} '{n}' {tuple(p.shape)}" for n, p in zip(group["names"], group["params"], strict=True)]
-        return lines
+        return saved.describe(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Collect everything for a bit-exact resume: rule buffers, counters, factors, hyper-parameters.
@@ -524,16 +441,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Returns:
             Tensors and plain values.
         """
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
-        return {
-            "format": FORMAT,
-            "about": self._identity(),
-            "param_groups": copy.deepcopy(groups),
-            "rule": [{k: v.clone() if isinstance(v, Tensor) else v for k, v in s.items()} for s in self._rule_state],
-            "preconditioner": None if self.preconditioner is None else copy.deepcopy(self.preconditioner.state_dict()),
-            "quadratic": None if self.quadratic is None else copy.deepcopy(self.quadratic.state()),
-            "policy": None if self.policy is None else copy.deepcopy(self.policy.state()),
-        }
+        return saved.collect(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -544,21 +452,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Raises:
             UsageError: If it belongs to another kind of optimizer or model.
         """
-        if state.get("format") != FORMAT or "about" not in state:
-            raise UsageError(f"the optimizer state does not fit: expected format {FORMAT} of fisherlab's optimizers")
-        for own, given in itertools.zip_longest(self._identity(), state["about"], fillvalue="nothing more"):
-            if own != given:
-                raise UsageError(f"the optimizer state does not fit: expected {own}, got {given}")
-        for group, loaded in zip(self.param_groups, copy.deepcopy(state["param_groups"]), strict=True):
-            group.update(loaded)
-        device = self.param_groups[0]["params"][0].device
-        self._rule_state = copied(state["rule"], device)
-        if self.preconditioner is not None:
-            self.preconditioner.load_state_dict(copied(state["preconditioner"], device))
-        if self.policy is not None:
-            self.policy.load(copied(state["policy"], device))
-        if self.quadratic is not None:
-            self.quadratic.load(copied(state["quadratic"], device))
+        saved.restore(self, state)
 
 
 def _replicas(model: nn.Module) -> torch.Size:

@@ -177,7 +177,7 @@ class QuadraticRule:
 
         def products(vectors: Sequence[Tensor]) -> Tensor:
             changes = [optimizer.by_name(vector) for vector in vectors]
-            return fisher_products(optimizer.model, optimizer.likelihood, rows, changes, optimizer.chunk)
+            return fisher_products(optimizer.model, optimizer.likelihood, rows, changes, optimizer.passes.chunk)
 
         found = propose(direction, self.last, optimizer.gradients[0], products, optimizer.ridge.to(direction.device))
         structure = optimizer.preconditioner.structure if optimizer.preconditioner is not None else None

@@ -61,7 +61,7 @@ class Reduction:
         Returns:
             rho, [...]; minus infinity where the objective rises, as in the authors' code, or was predicted to.
         """
-        after = self.optimizer.mean_nll(self.x, self.y) + self._penalty()
+        after = self.optimizer.passes.mean_nll(self.x, self.y) + self._penalty()
         change = after - self.before
         return (change / self.predicted).masked_fill((self.predicted >= 0) | (change > 0), -math.inf)
 
