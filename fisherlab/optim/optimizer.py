@@ -17,6 +17,7 @@ from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
 from fisherlab.optim import saved
+from fisherlab.optim.averaging import Average
 from fisherlab.optim.damping import make_policy
 from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
 from fisherlab.optim.passes import Passes
@@ -58,6 +59,8 @@ class FisherOptimizer(torch.optim.Optimizer):
             the quadratic form (equal where v solves the damped system); acts before momentum; None is off.
         lr_uncovered: Learning rate of the parameters that no structure covers; `lr` when None.
         chunk: The most examples that a natural-gradient step takes through the model at a time; bounds the memory.
+        average: xi, weight of the past in an average of the iterates; None keeps none.
+        average_from: Steps before the averaging begins.
         seed: Seed of the label noise, or one per stream: S of them where the replica axes are [S, H].
 
     Raises:
@@ -88,6 +91,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         kl_clip: Hyper | None = None,
         lr_uncovered: Hyper | None = None,
         chunk: int | None = None,
+        average: float | None = None,
+        average_from: int = 0,
         seed: int | Sequence[int] = 0,
     ) -> None:
         if rule not in (*RULES, "quadratic"):
@@ -104,6 +109,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.preconditioner = preconditioner
         self.replicas = _replicas(model)
         self.passes = Passes(model, self.likelihood, preconditioner, self.replicas, chunk)
+        self.average = None if average is None else Average(average, average_from)
         self.policy = make_policy(damping, damping_start, damping_end, damping_steps)
         if self.policy is not None and self.policy.hears_traces and preconditioner is not None:
             preconditioner.tell_trace = self.policy.hear_trace
@@ -222,6 +228,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         if ratio is not None and self.policy is not None:
             self.report["rho"] = ratio.measure()
             self.policy.tell(self.report["rho"])
+        if self.average is not None:
+            self.average.update(self.parameters)
         if self.record_norms:
             self.report["grad_norm"], self.report["update_norm"] = _joint(norms).unbind()
         return loss
@@ -273,6 +281,11 @@ class FisherOptimizer(torch.optim.Optimizer):
     def _keep(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Keep the gradient of a parameter group, flat."""
         return self._flat(gradient, self._room(group, gradient))
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All trainable parameters, group by group."""
+        return [p for group in self.param_groups for p in group["params"]]
 
     @property
     def capture(self) -> Capture:

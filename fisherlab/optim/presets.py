@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import MAX_COLUMNS
@@ -188,6 +188,8 @@ class KFACMartens(FisherOptimizer):
         l2: eta.
         l2_biases: Whether eta concerns the biases too.
         chunk: The most examples at a time; bounds the memory.
+        average: xi of the average of the iterates, None for none.
+        average_from: Steps before it begins; the paper has none, the authors' code 200.
         seed: Of the label noise.
     """
 
@@ -212,6 +214,8 @@ class KFACMartens(FisherOptimizer):
         l2: Hyper = 1e-5,
         l2_biases: bool = True,
         chunk: int | None = 5000,
+        average: float | None = 0.99,
+        average_from: int = 200,
         seed: int | Sequence[int] = 0,
     ) -> None:
         preconditioner = Preconditioner(
@@ -236,5 +240,55 @@ class KFACMartens(FisherOptimizer):
             l2=l2,
             l2_biases=l2_biases,
             chunk=chunk,
+            average=average,
+            average_from=average_from,
             seed=seed,
         )
+
+
+class NAG(FisherOptimizer):
+    """Nesterov's accelerated gradient with the momentum schedule of Sutskever et al. (2013), the baseline of K-FAC.
+
+    mu_t = min(1 - 2^(-1 - log2(floor(t / 250) + 1)), mu_max) with t counted from 0.
+
+    Args:
+        model: The model.
+        likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
+        lr: Learning rate.
+        momentum: mu_max.
+        **options: L2, averaging and seed, see `FisherOptimizer`.
+    """
+
+    per_replica = ("lr", "momentum", "l2")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        lr: Hyper = 0.01,
+        momentum: Hyper = 0.99,
+        **options: Any,
+    ) -> None:
+        self.largest = fraction("momentum", momentum)
+        rule = {"momentum": momentum, "nesterov": True}
+        super().__init__(model, likelihood, lr=lr, rule_options=rule, **options)
+        self.steps = 0
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        """See `FisherOptimizer.step`."""
+        scheduled = 1 - 0.5 / (self.steps // 250 + 1)
+        largest = self.largest
+        own = largest.clamp(max=scheduled) if isinstance(largest, Tensor) else min(scheduled, largest)
+        self.param_groups[0]["momentum"] = own
+        self.steps += 1
+        return super().step(x, y)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `FisherOptimizer.state_dict`."""
+        return super().state_dict() | {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `FisherOptimizer.load_state_dict`."""
+        super().load_state_dict(state)
+        self.steps = state["steps"]

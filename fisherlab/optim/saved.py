@@ -66,6 +66,7 @@ def collect(optimizer: FisherOptimizer) -> dict[str, Any]:
         "preconditioner": None if pre is None else copy.deepcopy(pre.state_dict()),
         "quadratic": None if quadratic is None else copy.deepcopy(quadratic.state()),
         "policy": None if policy is None else copy.deepcopy(policy.state()),
+        "average": None if optimizer.average is None else copy.deepcopy(optimizer.average.state()),
     }
 
 
@@ -94,3 +95,5 @@ def restore(optimizer: FisherOptimizer, state: dict[str, Any]) -> None:
         optimizer.policy.load(copied(state["policy"], device))
     if optimizer.quadratic is not None:
         optimizer.quadratic.load(copied(state["quadratic"], device))
+    if optimizer.average is not None:
+        optimizer.average.load(copied(state["average"], device))

@@ -43,24 +43,35 @@ def evaluate(experiment: Experiment) -> list[dict[str, float]]:
         experiment: The runs.
 
     Returns:
-        For each replica, row-major: `train_loss`, `train_error`, and the same for the other splits; `objective` where
-        there is L2.
+        For each replica, row-major: `train_loss`, `train_error`, and the same for the other splits; `average_error`,
+        the training error of the averaged iterates, where there are any; `objective` where there is L2.
     """
     training = experiment.model.training
     experiment.model.eval()
     found: list[dict[str, float]] = [{} for _ in experiment.cfgs]
-    for name, split in experiment.dataset.splits.items():
-        total = torch.zeros((), dtype=torch.float64, device=experiment.device)
-        for start in range(0, len(split), CHUNK):  # one after another: a sum over chunks at once would round otherwise
-            total = total + _sums(experiment, name, slice(start, start + CHUNK))
-        means = (total / len(split)).reshape(2, -1).tolist()
-        for row, loss, error in zip(found, *means, strict=True):
+    for name in experiment.dataset.splits:
+        for row, loss, error in zip(found, *_means(experiment, name), strict=True):
             row[f"{name}_loss"], row[f"{name}_error"] = loss, error
+    average = getattr(experiment.optimizer, "average", None)
+    if average is not None and average.values:
+        with average.swapped(experiment.optimizer.parameters):
+            for row, error in zip(found, _means(experiment, "train")[1], strict=True):
+                row["average_error"] = error
     experiment.model.train(training)
     for row, cfg, term in zip(found, experiment.cfgs, l2_terms(experiment), strict=True):
         if cfg.l2:
             row["objective"] = row["train_loss"] + term
     return found
+
+
+def _means(experiment: Experiment, name: str) -> tuple[list[float], list[float]]:
+    """Mean nll and error of a split, by replica."""
+    split = experiment.dataset.splits[name]
+    total = torch.zeros((), dtype=torch.float64, device=experiment.device)
+    for start in range(0, len(split), CHUNK):  # one after another: a sum over chunks at once would round otherwise
+        total = total + _sums(experiment, name, slice(start, start + CHUNK))
+    loss, error = (total / len(split)).reshape(2, -1).tolist()
+    return loss, error
 
 
 def _sums(experiment: Experiment, name: str, rows: slice) -> Tensor:

@@ -16,7 +16,13 @@ PROBLEMS = {
 
 
 EVERYWHERE = ["sgd", "adam", "kfac", "efngd"]
-SMALL = ["ngd", "kfac_empirical", "kfac_tridiag", "layer_ngd", "unit_ngd", "diag_ngd"]
+SMALL = ["ngd", "kfac_empirical", "kfac_martens", "kfac_tridiag", "nag", "layer_ngd", "unit_ngd", "diag_ngd"]
+# Their defaults are the autoencoders'.
+OPTIONS = {
+    "kfac_martens": ["optimizer.damping_start=1"],
+    "kfac_tridiag": ["optimizer.damping_start=1"],
+    "nag": ["lr=0.1"],
+}
 CASES = [(problem, optimizer) for problem in PROBLEMS for optimizer in EVERYWHERE]
 CASES += [("digits mlp", "layer_ngd narrow"), *(("a1a logistic", optimizer) for optimizer in SMALL)]
 CASES += [("digits mlp", optimizer) for optimizer in SMALL if optimizer != "layer_ngd"]
@@ -26,7 +32,9 @@ CASES += [("digits mlp", optimizer) for optimizer in SMALL if optimizer != "laye
 def test_the_loss_falls(run, problem, optimizer):
     optimizer, _, narrow = optimizer.partition(" ")
     hidden = ["model.hidden=[16]"] if narrow else []  # a block of a layer, not of thousands of parameters
-    result = run("evaluate_every=null", *PROBLEMS[problem], *hidden, f"optimizer={optimizer}")
+    result = run(
+        "evaluate_every=null", *PROBLEMS[problem], *hidden, *OPTIONS.get(optimizer, []), f"optimizer={optimizer}"
+    )
     loss = pd.read_csv(result.directory / "metrics.csv")["train_loss"]
     assert result.status == "finished"
     assert loss.iloc[-1] < 0.99 * loss.iloc[0]
