@@ -10,6 +10,7 @@ import torch
 
 from fisherlab.data.dataset import Dataset, Split
 from fisherlab.data.mnist import mnist
+from fisherlab.data.pictures import curves, faces
 from fisherlab.data.sources import data_folder
 from fisherlab.data.tables import a1a, boston, breast_cancer, digits, standardized, wine
 from fisherlab.data.toy import toy_gaussian, toy_linear
@@ -22,8 +23,10 @@ __all__ = [
     "a1a",
     "boston",
     "breast_cancer",
+    "curves",
     "data_folder",
     "digits",
+    "faces",
     "find",
     "load_dataset",
     "mnist",
@@ -35,7 +38,7 @@ __all__ = [
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     function.__name__: function
-    for function in (mnist, a1a, digits, breast_cancer, wine, boston, toy_gaussian, toy_linear)
+    for function in (mnist, a1a, digits, breast_cancer, wine, boston, curves, faces, toy_gaussian, toy_linear)
 }
 
 

@@ -16,7 +16,8 @@ def test_all_data_sets_are_reported(capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["data", "set", "examples", "inputs", "targets", "where"]
     assert [line.split()[0] for line in lines] == list(DATASETS)
-    assert all(", ok" in line or "counts ok" in line for line in lines)
+    assert all(", ok" in line or "counts ok" in line or "not here" in line for line in lines)
+    assert sum("not here" in line for line in lines) <= 1  # FACES
     assert "60000 train + 10000 test" in lines[0]
     assert str(sources.data_folder() / "MNIST" / "raw") in lines[0]
 

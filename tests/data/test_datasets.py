@@ -25,6 +25,7 @@ SHAPES = {
     "breast_cancer": {"train": (569, 30)},
     "wine": {"train": (178, 13)},
     "boston": {"train": (506, 13)},
+    "curves": {"train": (20000, 784), "test": (10000, 784)},
     "toy_gaussian": {"train": (1000, 2)},
     "toy_linear": {"train": (1000, 1)},
 }
@@ -40,11 +41,11 @@ def a1a():
     return data.a1a()
 
 
-@pytest.mark.parametrize("name", data.DATASETS)
+@pytest.mark.parametrize("name", [name for name in data.DATASETS if name != "faces"])
 def test_shapes_dtypes_and_targets(name):
     loaded = data.DATASETS[name]()
-    floating = torch.float32 if name == "mnist" else torch.float64
-    assert loaded.name == name
+    floating = torch.float32 if name in ("mnist", "curves") else torch.float64
+    assert loaded.name == {"curves": "curves (synthetic)"}.get(name, name)
     assert {part: tuple(split.x.shape) for part, split in loaded.splits.items()} == SHAPES[name]
     for part, split in loaded.splits.items():
         assert split.x.dtype == floating
@@ -55,7 +56,7 @@ def test_shapes_dtypes_and_targets(name):
         else:
             assert split.y.dtype == floating
             assert split.y.shape == (len(split), loaded.outputs)
-        assert summarize(loaded, split) == TARGETS[name][part]
+        assert summarize(loaded, split) == TARGETS[loaded.name][part]
 
 
 def test_mnist_pixels_and_torchvision_agree(mnist):
