@@ -9,6 +9,7 @@ from fisherlab.commands.help import summary
 from fisherlab.config import Source
 from fisherlab.errors import UsageError, did_you_mean
 
+WIDTH = 20  # of the column of names
 FIRST = ("dataset", "model", "optimizer", "study")
 
 
@@ -32,7 +33,7 @@ def main(args: Sequence[str]) -> int:
         if kind not in groups:
             raise UsageError(f"there is no kind '{kind}'; {did_you_mean(kind, groups)}")
     listed = [
-        "\n".join([f"{kind}", *(f"  {name:<16}{summary(path)}" for name, path in source.options(kind).items())])
+        "\n".join([f"{kind}", *(f"  {name:<{WIDTH}}{summary(path)}" for name, path in source.options(kind).items())])
         for kind in kinds or groups
     ]
     print("\n\n".join(listed))
