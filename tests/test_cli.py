@@ -357,7 +357,7 @@ def test_users_own_configs_reach_runs_sweeps_and_lists(here, runs, capsys):
     assert [(cfg.seed, cfg.model._target_) for cfg, _ in runs.trained] == [(7, "torch.nn.Linear")] * 3
     capsys.readouterr()
     assert main(["list", "model", "--config-dir", "mine"]) == 0
-    assert "  tiny            A tiny net.\n" in capsys.readouterr().out
+    assert "  tiny                A tiny net.\n" in capsys.readouterr().out
 
 
 # --- list, doctor, completion -----------------------------------------------------------------------------------------
