@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -55,6 +56,13 @@ class Policy:
             trace: [...].
         """
 
+    def hear_loss(self, loss: Tensor) -> None:
+        """Hear the mean nll of a batch, before its step.
+
+        Args:
+            loss: [...].
+        """
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs."""
         return {}
@@ -82,6 +90,7 @@ class Schedule(Policy):
     def __init__(self, start: Hyper, end: Hyper, steps: int | None = None) -> None:
         super().__init__(start)
         self.end, self.steps = end, steps
+        self._logs = _log_ratio(start, end)
 
     def damping(self, step: int) -> Hyper:
         """See `Policy.damping`."""
@@ -89,7 +98,7 @@ class Schedule(Policy):
             raise UsageError("damping_steps=null does not fit a schedule: expected the number of steps of the training")
         done = min(1.0, step / max(1, self.steps - 1))
         if self.exponential:
-            return self.start ** (1 - done) * self.end**done
+            return self.start * torch.exp(-done * self._logs)
         return self.start + (self.end - self.start) * done
 
 
@@ -147,33 +156,42 @@ class LevenbergMarquardt(Policy):
 
 
 class Settling(Policy):
-    """Large while the Fisher moves, small once it has settled (ours; see the study fujimori2022).
+    """Large on the plateau, small once the Fisher has settled (ours; see the study fujimori2022).
 
-    What is inverted is an average of past batches, so it is wrong by as much as the Fisher has moved since; lambda
-    covers that error. It is read off the trace tau of each batch's Fisher, against its own moving average m: with e a
-    moving average of |tau / m - 1|, at most 1, lambda = end (start / end)^e.
+    What is inverted is an average of past batches, so it is wrong by as much as the Fisher has moved since, and it will
+    move where a plateau is left; lambda covers that error. Both are read off what a step knows anyway: e is a moving
+    average of |tau / m - 1|, with the trace tau of each batch's Fisher and its own moving average m; p is 1 as long as
+    the loss is the first one, and 0 from half of it on, linear between. lambda = end (start / end)^max(e, p), e at most
+    1.
 
     Args:
-        start: lambda where the Fisher has moved by as much as itself, [...].
+        start: lambda on the plateau, and where the Fisher has moved by as much as itself, [...].
         end: lambda where it does not move, [...].
     """
 
     hears_traces = True
-    memory, smoothing = 0.95, 0.8
+    memory, smoothing, fallen = 0.95, 0.8, 0.5
 
     def __init__(self, start: Hyper, end: Hyper) -> None:
         super().__init__(start)
         self.end = end
         self._mean: Tensor | None = None
         self._error: Tensor | None = None
+        self._first: Tensor | None = None
+        self._loss: Tensor | None = None
+        self._ends: tuple[Tensor, Tensor] | None = None
 
     def damping(self, step: int) -> Hyper:
         """See `Policy.damping`."""
         del step
-        start, end = (torch.as_tensor(v, dtype=torch.float64) for v in (self.start, self.end))
-        if self._error is None:
-            return start
-        return end.to(self._error.device) * (start / end).to(self._error.device) ** self._error.clamp(max=1)
+        if self._error is None or self._loss is None or self._first is None:
+            return self.start
+        plateau = (self._loss / self._first - self.fallen) / (1 - self.fallen)
+        share = torch.maximum(self._error, plateau).nan_to_num(1.0).clamp(0, 1)
+        if self._ends is None or self._ends[0].device != share.device:
+            end = torch.as_tensor(self.end, dtype=torch.float64)
+            self._ends = (end.to(share.device), _log_ratio(self.start, self.end).to(share.device))
+        return self._ends[0] * torch.exp(share * self._ends[1])
 
     def hear_trace(self, trace: Tensor) -> None:
         """See `Policy.hear_trace`."""
@@ -185,13 +203,29 @@ class Settling(Policy):
         self._error = self.smoothing * self._error + (1 - self.smoothing) * moved
         self._mean = self.memory * self._mean + (1 - self.memory) * tau
 
+    def hear_loss(self, loss: Tensor) -> None:
+        """See `Policy.hear_loss`."""
+        now = loss.double()
+        if self._first is None or self._loss is None:
+            self._first = self._loss = now
+            return
+        self._loss = self.smoothing * self._loss + (1 - self.smoothing) * now
+
     def state(self) -> dict[str, Any]:
         """See `Policy.state`."""
-        return {"mean": self._mean, "error": self._error}
+        return {"mean": self._mean, "error": self._error, "first": self._first, "loss": self._loss}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Policy.load`."""
         self._mean, self._error = state["mean"], state["error"]
+        self._first, self._loss = state["first"], state["loss"]
+
+
+def _log_ratio(start: Hyper, end: Hyper) -> Tensor:
+    """log(start / end), one replica at a time: a vectorised logarithm may round differently in its tail."""
+    pairs = torch.broadcast_tensors(*(torch.as_tensor(v, dtype=torch.float64) for v in (start, end)))
+    logs = [math.log(a / b) for a, b in zip(*(t.flatten().tolist() for t in pairs), strict=True)]
+    return torch.tensor(logs, dtype=torch.float64).view(pairs[0].shape).to(pairs[0].device)
 
 
 POLICIES: dict[str, type[Policy]] = {

@@ -208,6 +208,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         loss, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
         if self.preconditioner is not None and not self.replicas and readable(loss):
             self.check()
+        if self.policy is not None:
+            self.policy.hear_loss(loss)
         if self.record_norms or watched:
             self._write()
         factors, norms, predicted = [], [], None
@@ -241,7 +243,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         step = self.preconditioner.step
         self.param_groups[0]["damping"] = self.policy.damping(step)
         if self.policy.hears_ratios:  # a column of steps.csv from the first row on
-            self.report["rho"] = torch.full(self.replicas, math.nan)
+            self.report["rho"] = torch.full(self.replicas, math.nan, device=self.parameters[0].device)
         return self.policy.wants_ratio(step)
 
     def parts_of_step(self, factors: list[Tensor]) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
@@ -320,7 +322,7 @@ class FisherOptimizer(torch.optim.Optimizer):
     def ridge(self) -> Tensor:
         """What is added to F: lambda, and eta where L2 counts as curvature; float64 [...]."""
         damping = host(self.param_groups[0]["damping"])
-        return damping + host(self.l2) if self.l2_in_curvature else damping
+        return damping + host(self.l2).to(damping.device) if self.l2_in_curvature else damping
 
     def resolve(self, damping: Tensor) -> Tensor:
         """Make the direction of the present step anew, with another damping of the factors.
@@ -437,6 +439,9 @@ class FisherOptimizer(torch.optim.Optimizer):
             at: Its index.
         """
         forget(self.rule_state, at, self.replicas)
+        # Its lambda and gamma stay: they keep its matrices, which are zero from now on, invertible.
+        forget(self.quadratic.last if self.quadratic else None, at, self.replicas)
+        forget(self.average.values if self.average else None, at, self.replicas)
         if self.preconditioner is not None:
             forget(self.preconditioner.structure.state(), at, self.replicas)
 

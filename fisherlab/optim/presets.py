@@ -174,7 +174,7 @@ class KFACMartens(FisherOptimizer):
     Args:
         model: The model; every parameter must be covered.
         likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
-        lr: Multiplies the step; 1 is the paper's.
+        lr: 1: the rule finds the size of the step.
         damping: `lm` adapts lambda by the reduction ratio; a number keeps it.
         damping_start: lambda_0; about 1 for classification, says the authors' code.
         structure: kronecker (block-diagonal) or kronecker_tridiagonal.
@@ -193,7 +193,7 @@ class KFACMartens(FisherOptimizer):
         seed: Of the label noise.
     """
 
-    per_replica = ("lr", "damping", "damping_start", "l2")
+    per_replica = ("damping", "damping_start", "l2")
 
     def __init__(
         self,

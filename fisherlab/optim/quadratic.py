@@ -14,21 +14,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fisherlab.errors import UsageError
 from fisherlab.fisher.pushforward import fisher_products
 from fisherlab.optim.preconditioner import stride_of
 
 if TYPE_CHECKING:
     from fisherlab.optim.optimizer import FisherOptimizer
 
-NOISE = 1e-9  # of the determinant, relative, at which the last step adds nothing to the direction
+NOISE = 8  # roundings of the products, relative to the determinant, at which the last step adds nothing
 
 
-def minimiser(products: Tensor, slopes: Tensor) -> Tensor:
+def minimiser(products: Tensor, slopes: Tensor, rounding: float = 2e-16) -> Tensor:
     """Minimise 1/2 c^T B c - s^T c over one or two coefficients; a vector that adds nothing gets 0.
 
     Args:
         products: B [..., k, k], symmetric, k at most 2.
         slopes: s [..., k].
+        rounding: Relative, of what the products were computed in.
 
     Returns:
         c [..., k]; the minimum is -1/2 s^T c.
@@ -39,7 +41,7 @@ def minimiser(products: Tensor, slopes: Tensor) -> Tensor:
         return alone.unsqueeze(-1)
     cross, second = products[..., 0, 1], products[..., 1, 1]
     determinant = first * second - cross.square()
-    usable = determinant > NOISE * first * second
+    usable = determinant > NOISE * rounding * first * second
     safe = torch.where(usable, determinant, torch.ones_like(determinant))
     alpha = (second * slopes[..., 0] - cross * slopes[..., 1]) / safe
     mu = (first * slopes[..., 1] - cross * slopes[..., 0]) / safe
@@ -107,7 +109,7 @@ def propose(
     dots = torch.stack([torch.stack([(a * b).sum(-1) for b in vectors], -1) for a in vectors], -2)
     slopes = torch.stack([(gradient * a).sum(-1) for a in vectors], -1).double()
     b = products(vectors).double() + ridge.to(slopes.device)[..., None, None] * dots.double()
-    c = minimiser(b, slopes)
+    c = minimiser(b, slopes, torch.finfo(direction.dtype).eps)
     v = sum((a * c[..., i, None].to(a.dtype) for i, a in enumerate(vectors)), torch.zeros_like(direction))
     return v, c, -0.5 * (slopes * c).sum(-1)
 
@@ -152,7 +154,13 @@ class QuadraticRule:
 
         Returns:
             M(delta), [...].
+
+        Raises:
+            UsageError: If the learning rate is not 1.
         """
+        lr = optimizer.param_groups[0]["lr"]
+        if not isinstance(lr, Tensor) and lr != 1:  # a trainer freezes replicas by a tensor with zeros
+            raise UsageError(f"lr={lr} does not fit rule=quadratic, which finds the size of the step: expected 1")
         best = self._try(optimizer, x, direction, None if self.gamma is None else self.gamma.now)
         pre = optimizer.preconditioner
         assert pre is not None

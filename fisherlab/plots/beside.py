@@ -65,7 +65,7 @@ def labels(runs: Sequence[Path]) -> list[str]:
     shown = [k for k in keys if k.partition(".")[0] not in SILENT][:LABELLED]
     if any("optimizer._target_" in k for k in keys):
         shown = ["optimizer._target_", *shown][:LABELLED]
-    told = [", ".join(f"{_short(k)} {_short(str(c[k]))}" for k in shown if k in c) for c in configs]
+    told = [", ".join(f"{_short(k)} {_value(k, c[k])}" for k in shown if k in c) for c in configs]
     return [t if t and told.count(t) == 1 else f"{t} {run.name}".strip() for t, run in zip(told, runs, strict=True)]
 
 
@@ -75,8 +75,13 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for name, inside in node.items() for k, v in _flat(inside, f"{prefix}{name}.").items()}
 
 
-def _short(text: str) -> str:
-    return text.removesuffix("._target_").rpartition(".")[2] if not text.replace(".", "").isdigit() else text
+def _short(key: str) -> str:
+    """The last part of a dotted key; of a class, whose it is."""
+    return key.removesuffix("._target_").rpartition(".")[2]
+
+
+def _value(key: str, value: Any) -> str:
+    return str(value).rpartition(".")[2] if key.endswith("_target_") else str(value)
 
 
 def _curves(runs: Sequence[Path], names: Sequence[str]) -> Figure:
@@ -97,38 +102,42 @@ def _curves(runs: Sequence[Path], names: Sequence[str]) -> Figure:
     return figure
 
 
-def histogram_grid(tables: Mapping[Any, Any], styles: Mapping[Any, Mapping[str, Any]]) -> Figure:
+def histogram_grid(
+    tables: Mapping[Any, Any], styles: Mapping[Any, Mapping[str, Any]], title: str | None = None
+) -> Figure:
     """Draw squared gradient entries in the layout of Fujimori et al. (2022), Figure 1: layers down, iterations across.
 
     Args:
         tables: By series, with the columns of `gradient_histogram.csv`.
         styles: By series, keyword arguments of its line.
+        title: Of the legend.
 
     Returns:
         The figure: share of a layer's entries per bin, what is zero left out.
     """
     first = next(iter(tables.values()))
     steps, layers = sorted({s for t in tables.values() for s in t["step"]}), list(dict.fromkeys(first["layer"]))
-    figure = Figure(figsize=(1.9 * len(steps) + 1.2, 1.25 * len(layers) + 0.9), layout="constrained")
+    figure = Figure(figsize=(1.25 * len(steps) + 1.2, 0.95 * len(layers) + 0.9), layout="constrained")
     grid = figure.subplots(len(layers), len(steps), squeeze=False, sharex=True, sharey=True)
     for series, table in tables.items():
-        occupied = table[table["count"] > 0]
-        for (step, layer), part in occupied.groupby(["step", "layer"]):
+        for (step, layer), part in table.groupby(["step", "layer"]):
             if layer in layers:
-                share = (part["count"] / part["count"].sum())[part["bin_left"] > 0].sort_index()
-                centre = (part["bin_left"] * part["bin_right"]).pow(0.5)[share.index]
-                grid[layers.index(layer)][steps.index(step)].step(centre, share, where="mid", **styles[series])
+                bins = part.sort_values("bin_right")
+                share = (bins["count"] / bins["count"].sum())[bins["bin_left"] > 0]  # without what is zero
+                edges = bins["bin_right"][share.index]
+                # The line as a sum over bins would have it, edge by edge; empty bins may be left out of the table.
+                grid[layers.index(layer)][steps.index(step)].step(edges, share, where="pre", **styles[series])
     grid[0][0].set_xscale("log")
-    grid[0][0].xaxis.set_major_locator(LogLocator(numticks=5))
+    grid[0][0].xaxis.set_major_locator(LogLocator(numticks=4))
     for axis in grid.flat:
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=6)
     for axis, step in zip(grid[0], steps, strict=True):
-        axis.set_title(f"iteration {step}", fontsize=9)
+        axis.set_title(f"iteration {int(step)}", fontsize=8)
     for axis, layer in zip(grid[:, 0], layers, strict=True):
-        axis.set_ylabel(layer, fontsize=8)
+        axis.set_ylabel(layer, fontsize=7)
     figure.supxlabel("squared gradient entry", fontsize=9)
     figure.supylabel("share of a layer's entries per half decade", fontsize=9)
-    legend(figure, list(grid.flat))
+    legend(figure, list(grid.flat), title)
     return figure
 
 

@@ -93,7 +93,7 @@ def _curves(folder: Path, searched: dict[str, str]) -> Figure:
             axis.fill_between(
                 part["step"], smooth["q10"], smooth["q90"], color=_style(damping)["color"], alpha=0.12, lw=0
             )
-        axis.set(xlabel="iteration", ylabel="training loss (nats per example)", yscale="log")
+        axis.set(xlabel="iteration", ylabel="mini-batch loss (nats; mean, middle 80 %)", yscale="log")
         axis.label_outer()
     legend(figure, axes, "damping")
     return figure
@@ -148,11 +148,12 @@ def _diverged(summary: Any) -> Figure:
     """Share of trials that diverged against damping, by setting; independent trials are drawn with full lines."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
-    for i, ((setting, sampler), part) in enumerate(summary.groupby(["setting", "sampler"], sort=False)):
-        kfac = part[part["damping"].notna()]
-        ls = "-" if sampler == "random" else ":"
-        name = "random" if sampler == "random" else "TPE"
-        axis.plot(kfac["damping"], kfac["diverged"], ls + "o", ms=4, color=f"C{i % 10}", label=f"{setting}, {name}")
+    settings = list(dict.fromkeys(summary["setting"]))
+    for (setting, sampler), part in summary.groupby(["setting", "sampler"], sort=False):
+        kfac, i = part[part["damping"].notna()], settings.index(setting)
+        ls, name = ("-", "random") if sampler == "random" else (":", "TPE")
+        look: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osD^v<>Pp*h"[i % 11], "ls": ls, "ms": 4}
+        axis.plot(kfac["damping"], kfac["diverged"], label=f"{setting}, {name}", **look)
     axis.axhline(0.5, color="0.6", lw=0.8, ls="--")
     axis.set(xscale="log", ylim=(-0.02, 1.02), xlabel="damping", ylabel="share of trials that diverged")
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
@@ -163,10 +164,14 @@ def _histograms(folder: Path, setting: str, told: str, dampings: list[float]) ->
     """Figure 1: squared gradient entries, columns iterations, rows layers, all of the best trials together."""
     table = _read(folder / f"histogram_{setting}_tpe.csv.gz")
     shown = [d for d in dampings if round(math.log10(d)) in FIGURE_1]
-    table = table[table["damping"].isin(shown) & (table["trials"] > 1) | (table["trials"].nunique() == 1)]
+    most = table.groupby("damping")["trials"].transform("max")
+    table = table[table["damping"].isin(shown) & (table["trials"] == most)]
     by = dict(iter(table.groupby("damping")))
-    figure = histogram_grid(by, {damping: _style(float(damping)) for damping in by})
-    figure.suptitle(f"{told}: the best {int(table['trials'].max())} trials of each damping", fontsize="medium")
+    if not by:
+        return Figure(figsize=(4, 1))  # none of these dampings has a trial that finished
+    figure = histogram_grid(by, {damping: _style(float(damping)) for damping in by}, "damping")
+    trials = ", ".join(f"{damping:g}: {int(part['trials'].iloc[0])}" for damping, part in by.items())
+    figure.suptitle(f"{told}; the best trials of each damping ({trials})", fontsize="medium")
     return figure
 
 
@@ -193,7 +198,7 @@ def _cosines(folder: Path) -> Figure:
         by = part.groupby("step")["cosine"]
         axis.plot(by.mean().index, by.mean(), **_style(damping))
         axis.fill_between(by.mean().index, by.min(), by.max(), color=_style(damping)["color"], alpha=0.15, lw=0)
-    axis.set(xlabel="iteration", ylabel="cosine to the gradient (mean, span over seeds)", ylim=(-0.05, 1.05))
+    axis.set(xlabel="iteration", ylabel="cosine to the gradient", ylim=(-0.05, 1.05))
     legend(figure, [axis], "damping")
     return figure
 
@@ -206,10 +211,15 @@ def _policies(tables: list[Path]) -> Figure:
         names = list(dict.fromkeys(ends["policy"]))
         for (policy, search), part in ends.groupby(["policy", "search"]):
             at = names.index(policy) + 0.22 * (search - ends["search"].max() / 2)
-            colour = f"C{search}"
-            axis.plot(np.full(len(part), at), part["train_loss"], ".", color=colour, alpha=0.6, ms=5)
-            axis.plot([at - 0.08, at + 0.08], [part["train_loss"].mean()] * 2, color=colour, lw=2, label=f"{search}")
+            colour, losses = f"C{search}", part["train_loss"].dropna()
+            axis.plot(np.full(len(losses), at), losses, ".", color=colour, alpha=0.6, ms=5)
+            if len(losses):
+                mean = np.exp(np.log(losses).mean())
+                axis.plot([at - 0.08, at + 0.08], [mean] * 2, color=colour, lw=2, label=f"{search}")
+            if len(losses) < len(part):
+                told = f"{len(part) - len(losses)} diverged"
+                axis.text(at, 0.98, told, rotation=90, ha="center", va="top", transform=axis.get_xaxis_transform())
         axis.set_xticks(range(len(names)), names, rotation=30)
-        axis.set(yscale="log", ylabel="last training loss (nats; bars: mean)")
+        axis.set(yscale="log", ylabel="last training loss (nats; bars: geometric mean)")
     legend(figure, axes, "search")
     return figure

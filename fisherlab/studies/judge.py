@@ -67,7 +67,8 @@ class Effect:
     @property
     def p(self) -> float:
         """Two-sided p value of the mean being the bound."""
-        return float(stats.ttest_1samp(self.values, self.bound).pvalue) if len(self.values) > 1 else 1.0
+        found = float(stats.ttest_1samp(self.values, self.bound).pvalue) if len(self.values) > 1 else 1.0
+        return 1.0 if math.isnan(found) else found  # nothing can be said of values that are not finite
 
     @property
     def told(self) -> str:

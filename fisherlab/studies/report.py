@@ -70,6 +70,7 @@ def _short(commit: str) -> str:
 
 def _claims(folder: Path) -> str:
     claims = pd.read_csv(folder / "claims.csv").fillna("")
-    rows = "".join(f"| {c.claim} | {c.source} | {c.measured} | {c.verdict} |\n" for c in claims.itertuples())
+    shown = claims[["claim", "source", "setting", "measured", "verdict"]]
+    rows = "".join(f"| {' | '.join(map(str, row))} |\n" for row in shown.itertuples(index=False))
     title = f"\n## {folder.parent.name}, scale {folder.name}\n\n"
-    return title + "| claim | source | measured | verdict |\n|---|---|---|---|\n" + rows
+    return title + "| claim | source | setting | measured | verdict |\n|---|---|---|---|---|\n" + rows

@@ -162,13 +162,19 @@ def begin(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
         return record
     found: dict[str, Any] = json.loads(path.read_text())
     for key, value in settings.items():
-        if key in found["settings"] and found["settings"][key] != value:
+        if key in found["settings"] and not _goes_on(found["settings"][key], value):
             raise UsageError(
                 f"'{folder}' was made with {key}={found['settings'].get(key)}, not {value}: "
                 "remove it, or choose another with results=PATH"
             )
     # A setting that did not exist then concerns parts that did not either.
     return found | {"settings": found["settings"] | dict(settings), "environment": dict(facts)}
+
+
+def _goes_on(then: Any, now: Any) -> bool:
+    """Whether a setting is the same, or a list of names that has grown: what was made stays as it is."""
+    named = isinstance(now, list) and all(isinstance(one, str) for one in now)
+    return bool(then == now or (named and isinstance(then, list) and set(then) <= set(now)))
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fisherlab.sweep.group import run_group
 from fisherlab.sweep.plan import Job, alike, attempt, partition
-from fisherlab.sweep.record import Record
+from fisherlab.sweep.record import ENDED, Record
 
 
 def make_job(name: str, cfg: DictConfig, values: Mapping[str, Any]) -> Job:
@@ -39,12 +39,20 @@ def train_jobs(folder: Path, jobs: Sequence[Job], most: int = 64) -> Record:
 
     Returns:
         The folder's record, which tells how each ended.
+
+    Raises:
+        UsageError: If a job of that name was recorded with another config.
+        RuntimeError: If some have not ended: the disk is full, or another process trains them.
     """
     record = Record(folder)
     with record.locked():
+        record.check(jobs)
         new = [one for one in jobs if one.name not in record.jobs]
         record.add(partition([attempt(group) for group in alike(new)], (), most, 1), 1)
         record.write([])
     for name in record.open_groups():
         run_group(folder / "groups" / name)
+    left = [one.name for one in jobs if record.status(one.name).get("status") not in ENDED]
+    if left:
+        raise RuntimeError(f"{len(left)} runs in '{folder}' have not ended, {left[0]} the first: start it again")
     return record

@@ -198,6 +198,7 @@ class Search:
 
         # Folders that share a storage must not begin with the same draws.
         purpose = f"tune/{self.identity}" if self.storage else "tune"
+        purpose += "/random" if self.sampler == "random" else ""
         seed = key(self.sampler_seed, purpose, number) % 2**32
         return RandomSampler(seed) if self.sampler == "random" else TPESampler(seed=seed, constant_liar=True)
 

@@ -93,7 +93,7 @@ class StepLog:
 
     def _numbers(self, values: list[Tensor]) -> list[Any]:
         """One list per replica."""
-        rows = torch.stack(values, -1)
+        rows = torch.stack([value.cpu() for value in values], -1)  # what is a policy's may lie elsewhere at first
         return rows.expand(*self.replicas, -1).reshape(self.replicas.numel(), -1).tolist()
 
     def _hypers(self, values: list[Hyper]) -> list[Any]:

@@ -1,5 +1,7 @@
 """Damping policies: schedules, and Levenberg-Marquardt by the reduction ratio of the exact quadratic model."""
 
+import copy
+
 import pytest
 import torch
 
@@ -119,18 +121,68 @@ def test_the_trace_that_a_policy_hears_is_the_dense_fisher_s(kind):
     assert_close(heard[0], expected, 1e-12)
 
 
-def test_settling_goes_from_start_to_end_as_the_fisher_comes_to_rest():
-    policy = KFAC(model_of("dense"), "categorical", damping="settling", damping_start=1.0, damping_end=1e-4).policy
-    assert policy.damping(0) == 1.0
-    for _ in range(40):
-        policy.hear_trace(torch.tensor([2.0, 2.0]))
-    assert policy.damping(0).tolist() == pytest.approx([1e-4, 1e-4], rel=1e-2)
-    policy.hear_trace(torch.tensor([2.0, 3.0]))
-    assert policy.damping(0)[0] == pytest.approx(1e-4, rel=1e-2)
-    assert policy.damping(0)[1] == pytest.approx(1e-4 * 1e4**0.1, rel=1e-2)  # a fifth of a move by half
-    policy.hear_trace(torch.tensor([float("nan"), 1e30]))
-    assert policy.damping(0)[0] == pytest.approx(1e-4 * 1e4**0.2, rel=1e-2)
-    assert policy.damping(0)[1] == pytest.approx(1.0)
+def heard(policy, losses, traces):
+    for loss, trace in zip(losses, traces, strict=True):
+        policy.hear_loss(torch.as_tensor(loss))
+        policy.hear_trace(torch.as_tensor(trace))
+    return policy.damping(0).tolist()
+
+
+def settling():
+    return KFAC(model_of("dense"), "categorical", damping="settling", damping_start=1.0, damping_end=1e-4).policy
+
+
+def test_settling_is_large_on_the_plateau_also_where_the_fisher_rests():
+    assert settling().damping(0) == 1.0
+    assert heard(settling(), [[2.3]] * 60, [[2.0]] * 60) == pytest.approx([1.0])
+
+
+def test_settling_is_small_once_the_loss_has_fallen_and_the_fisher_rests():
+    losses, traces = [[2.0, 2.0], *[[0.5, 1.5]] * 60], [[2.0, 2.0]] * 61
+    found = heard(settling(), losses, traces)
+    assert found[0] == pytest.approx(1e-4, rel=1e-2)
+    assert found[1] == pytest.approx(1e-4 * 1e4**0.5, rel=1e-2)  # half of the way to half of the first loss
+
+
+def test_settling_is_large_where_the_fisher_moves():
+    policy = settling()
+    heard(policy, [[2.0, 2.0], *[[0.5, 0.5]] * 60], [[2.0, 2.0]] * 61)
+    found = heard(policy, [[0.5, 0.5]], [[2.0, 3.0]])
+    assert found == pytest.approx([1e-4, 1e-4 * 1e4**0.1], rel=1e-2)  # a fifth of a move by half
+    found = heard(policy, [[0.5, 0.5]], [[float("nan"), 1e30]])
+    assert found[0] == pytest.approx(1e-4 * 1e4**0.2, rel=1e-2)
+    assert found[1] == pytest.approx(1.0)
+
+
+def test_a_loss_that_is_no_number_leaves_the_damping_large():
+    assert heard(settling(), [[2.0], [float("nan")]], [[2.0], [2.0]]) == pytest.approx([1.0])
+
+
+@pytest.mark.parametrize("policy", ["exponential", "settling"])
+def test_a_replica_s_damping_has_the_same_bits_alone(policy):
+    count = 5
+    start, end = (torch.rand(1, count, generator=generator(0, p), dtype=torch.float64) + 0.1 for p in ("a", "b"))
+    model = mlp(4, 3, hidden=(3,), generator=generator(0, "init")).double()
+    x, y = torch.randn(1, 1, 8, 4, generator=generator(0, "x")).double(), torch.tensor([[[0, 1, 2, 0, 1, 2, 0, 1]]])
+
+    def run(cut):
+        lanes = range(count)[cut]
+        optimizer = KFAC(
+            stack_replicas([copy.deepcopy(model) for _ in lanes], (1, len(lanes))),
+            "categorical",
+            damping=policy,
+            damping_start=start[:, cut],
+            damping_end=end[:, cut],
+            damping_steps=9,
+            seed=[0],
+        )
+        for _ in range(7):
+            optimizer.step(x, y)
+        return optimizer.param_groups[0]["damping"]
+
+    whole = run(slice(None))
+    for i in range(count):
+        assert_same_bits(run(slice(i, i + 1))[:, 0], whole[:, i])
 
 
 @pytest.mark.parametrize(

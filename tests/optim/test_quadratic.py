@@ -164,6 +164,12 @@ def test_the_two_by_two_system_drops_what_adds_nothing(products, slopes, expecte
     assert found.tolist() == pytest.approx(expected)
 
 
+def test_another_learning_rate_is_refused():
+    optimizer = KFACMartens(model_of("dense"), "categorical", lr=0.5)
+    with pytest.raises(UsageError, match=r"lr=0.5 does not fit rule=quadratic, which finds the size of the step"):
+        optimizer.step(*batch_of("categorical"))
+
+
 def test_a_parameter_that_is_not_covered_is_refused():
     model = torch.nn.Sequential(model_of("dense"), torch.nn.LayerNorm(3)).double()
     with pytest.raises(UsageError, match="rule=quadratic needs a preconditioner that covers every parameter"):

@@ -12,10 +12,11 @@ from typing import Any
 
 from fisherlab.schema import POSITIVE, TEXT, check, each, name, whole
 from fisherlab.studies.fujimori2022 import asides, policies, reruns, searches
+from fisherlab.studies.fujimori2022.policy_verdicts import policy_claims
 from fisherlab.studies.fujimori2022.settings import SETTINGS
 from fisherlab.studies.fujimori2022.summary import derived
-from fisherlab.studies.fujimori2022.verdicts import claims
-from fisherlab.studies.study import Part
+from fisherlab.studies.fujimori2022.verdicts import claims as paper_claims
+from fisherlab.studies.study import Claim, Part
 
 __all__ = ["PIECEWISE", "claims", "derived", "parts"]
 
@@ -50,6 +51,18 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         found.append(searches.part(setting, "tpe", settings["small_trials"], settings, folder))
         found.append(reruns.part(setting, settings, folder))
     return [*found, *policies.parts(settings, folder)]
+
+
+def claims(folder: Path) -> list[Claim]:
+    """Judge by the tables that there are.
+
+    Args:
+        folder: The study's folder.
+
+    Returns:
+        The paper's claims by setting, then those beyond it.
+    """
+    return [*paper_claims(folder), *policy_claims(folder)]
 
 
 def _asides(settings: Mapping[str, Any], folder: Path) -> list[Part]:

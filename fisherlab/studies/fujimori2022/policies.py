@@ -152,7 +152,8 @@ def _cost(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
     bar.reset(ROUNDS)
     rows = []
     for turn in range(ROUNDS + 1):
-        for policy, experiment in experiments.items():
+        order = list(experiments.items())
+        for policy, experiment in order[turn % len(order) :] + order[: turn % len(order)]:  # nobody is always first
             began = time.perf_counter()
             for _ in range(TIMED):
                 experiment.optimizer.step(*experiment.next_batch())

@@ -76,10 +76,11 @@ def _rerun(
     ends = [record.status(job.name) for job in jobs]
     for row, end in zip(rows, ends, strict=True):
         metrics = {k: v for k, v in end.get("final", {}).items() if k.endswith(("_loss", "_error"))}
-        row |= {"status": end["status"], "step": end["step"], **(metrics if end["status"] == "finished" else {})}
+        row |= {"status": end["status"], "step": end.get("step"), **(metrics if end["status"] == "finished" else {})}
     gradients = [
         _gradients(record.run(job.name), settings["moments"]).assign(rank=row["rank"], seed=row["seed"])
         for job, row in zip(jobs, rows, strict=True)
+        if (record.run(job.name) / "steps.csv").exists()
     ]
     return pd.DataFrame(rows), pd.concat(gradients)
 

@@ -95,7 +95,8 @@ def _search(
     _advance(bar, done + count)
     trials: Any = trials_table(search)
     trials = trials[trials["state"].isin(["complete", "pruned"])].drop(columns=["message"]).head(count)
-    best = trials.sort_values("value").dropna(subset=["value"]).head(settings["best"])
+    most = max(1, round(count * settings["best"] / settings["trials"]))
+    best = trials.sort_values("value").dropna(subset=["value"]).head(most)
     runs = [home / run for run in best["run"]]
     tables = (trials, _curves(runs), _histogram(runs))
     return tuple(table.assign(damping=math.nan if damping is None else damping) for table in tables)

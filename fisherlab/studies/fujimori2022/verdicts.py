@@ -1,10 +1,13 @@
-"""The paper's claims, each under every setting that was searched: verdicts rest on fresh seeds of the best trials."""
+"""The paper's claims, each under every setting that was searched: verdicts rest on fresh seeds of the best trials.
+
+A seed's loss is the mean logarithm over a search's best configurations; one that diverged counts as chance, ln 10.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fisherlab.studies.fujimori2022.policies import ENDS as ENDS_OF_POLICIES
-from fisherlab.studies.fujimori2022.policies import NETS
 from fisherlab.studies.fujimori2022.reruns import ENDS, GRADIENTS, LEVELS
 from fisherlab.studies.fujimori2022.searches import tables_of
 from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
@@ -22,8 +23,9 @@ from fisherlab.studies.study import RECORD, Claim, read_table
 
 SMALLEST = math.log10(1.05)  # smallest interesting ratio of training losses, or of squared gradients
 EDGE = 0.05  # part of the range that counts as being at its bound
-EARLY, LATE = 0, -1  # which of the moments
 PAPER_BEST = 1.0
+CHANCE = math.log10(math.log(10))  # log10 of the loss of a guess; what a diverged run is given
+RATIO = f"log10 ratio above log10 1.05 = {SMALLEST:.4f}"
 
 
 def claims(folder: Path) -> list[Claim]:
@@ -39,16 +41,17 @@ def claims(folder: Path) -> list[Claim]:
     found: list[Claim] = []
     for setting in dict.fromkeys([*settings["settings"], *settings["small"]]):
         trials = {s: t for s in ("tpe", "random") if (t := trials_of(folder, setting, s)) is not None}
-        if trials:
-            found += _stability(trials, setting)
+        found += _stability(trials, setting) if trials else []
         ends, gradients = (with_base(folder, table(setting), table("base"), setting) for table in (ENDS, GRADIENTS))
         if "tpe" in trials and ends is not None and gradients is not None:
+            own = set(read_table(folder / tables_of(setting, "tpe")[0])["damping"].dropna())
+            losses = log_losses(ends)
             edges = at_bounds(best_trials(trials["tpe"], 1), setting)
-            found += _best_damping(ends, edges, setting)
-            found += _hopeless(trials["tpe"], setting)
-            found += _gradients(gradients, settings, setting)
-            found += _slow(ends, edges, setting)
-    return [*found, *_against_sgd(folder, settings), *_policies(folder)]
+            found += _best_damping(losses, trials["tpe"], edges, own, setting)
+            found += _gradients(gradients, edges, own, settings, setting)
+            # The same number of trials for both, or no comparison.
+            found += _slow(losses, edges, own, setting) if setting not in settings["small"] else []
+    return [*found, *_against_sgd(folder, settings)]
 
 
 def trials_of(folder: Path, setting: str, sampler: str) -> Any | None:
@@ -120,205 +123,189 @@ def at_bounds(best: Any, setting: str) -> Any:
     return pd.DataFrame({"damping": best["damping"], "lr": outside, "momentum": momentum > 1 - EDGE})
 
 
-def _log_losses(ends: Any) -> Any:
-    """Decimal logarithm of the last training loss of the best configuration, by seed and damping (NaN is SGD)."""
-    return np.log10(ends[ends["rank"] == 0].pivot_table(index="seed", columns="damping", values="train_loss"))
+def log_losses(ends: Any) -> Any:
+    """Tabulate the reruns.
+
+    Args:
+        ends: How they ended, `damping` not a number for SGD.
+
+    Returns:
+        Mean log10 of the last training loss over a damping's configurations, by seed; columns are dampings and "sgd".
+        In its `attrs`, how many runs of each column diverged.
+    """
+    method = ends["damping"].map(lambda d: "sgd" if math.isnan(d) else d)
+    log = np.log10(ends["train_loss"]).where(ends["status"] == "finished").fillna(CHANCE).clip(upper=CHANCE)
+    table = ends.assign(method=method, log=log).pivot_table(index="seed", columns="method", values="log")
+    table.attrs["diverged"] = (ends["status"] != "finished").groupby(method).sum().to_dict()
+    return table
+
+
+def _told(losses: Any, *methods: Any) -> str:
+    """Of which methods some fresh runs diverged."""
+    diverged = losses.attrs["diverged"]
+    parts = [f"{_name(m)}: {diverged[m]}" for m in methods if diverged.get(m)]
+    return f"; fresh runs that diverged, counted as ln 10: {', '.join(parts)}" if parts else ""
+
+
+def _name(method: Any) -> str:
+    return "SGD" if method == "sgd" else f"{method:g}"
 
 
 def _bounds(edges: Any, *dampings: float) -> str:
-    """Which winners lie at a bound."""
+    """Which of the best trials lie at a bound of what was searched."""
     at = edges[edges["damping"].isin(dampings)]
     told = [f"{d:g}: {key}" for key in ("lr", "momentum") for d in at.loc[at[key], "damping"]]
-    return f"; at a bound of the search: {', '.join(told)}" if told else ""
+    return f"; best trial at a bound: {', '.join(told)}" if told else ""
 
 
-def _best_damping(ends: Any, edges: Any, setting: str) -> Iterator[Claim]:
+def _best_damping(losses: Any, trials: Any, edges: Any, own: set[float], setting: str) -> Iterator[Claim]:
     """1e0 is best: its loss against that of every other damping, paired by seed."""
-    losses = _log_losses(ends)
-    if PAPER_BEST not in losses:
-        return
-    others = [d for d in losses.columns if d != PAPER_BEST]
-    effects = [Effect((losses[d] - losses[PAPER_BEST]).dropna().tolist(), SMALLEST) for d in others]
-    for other, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
-        # What decides is the loser: at a bound of its range it might do better beyond.
-        bound = _bounds(edges, other if verdict == "reproduced" else PAPER_BEST)
-        yield Claim(
-            f"damping 1e0 ends with a lower training loss than {other:g}",
-            "Figure 2, Section 4",
-            SETTINGS[setting].told,
-            "log10 ratio above log10 1.05",
-            f"log10 ratio {np.mean(effect.values):.3f}{bound}",
-            len(effect.values),
-            effect.told,
-            "inconclusive" if bound else verdict,
-        )
-
-
-def _hopeless(trials: Any, setting: str) -> Iterator[Claim]:
-    """1e0 is better than a damping of which no trial finished."""
     finished = trials.dropna(subset=["damping"]).groupby("damping")["value"].count()
-    for other in finished.index[finished == 0]:
-        yield Claim(
-            f"damping 1e0 ends with a lower training loss than {other:g}",
-            "Figure 2, Section 4",
-            SETTINGS[setting].told,
-            "log10 ratio above log10 1.05",
-            f"no trial of {other:g} finished",
-            int((trials["damping"] == other).sum()),
-            "every trial diverged",
-            holds(finished.get(PAPER_BEST, 0) > 0),
-        )
+    others = [d for d in finished.index if d != PAPER_BEST and ({d, PAPER_BEST} & own)]
+    if not finished.get(PAPER_BEST, 0):
+        return
+    rerun = [d for d in others if d in losses]
+    effects = [Effect((losses[d] - losses[PAPER_BEST]).tolist(), SMALLEST) for d in rerun]
+    decided = dict(zip(rerun, zip(effects, verdicts(effects), strict=True), strict=True))
+    for other in others:
+        claim = f"damping 1e0 ends with a lower training loss than {other:g}"
+        where = ("Figure 2, Section 4", SETTINGS[setting].told, RATIO)
+        if other not in decided:
+            n = int((trials["damping"] == other).sum())
+            verdict = "reproduced" if n >= LEAST else "inconclusive"
+            yield Claim(claim, *where, f"no trial of {other:g} finished", n, "every trial diverged", verdict)
+            continue
+        effect, verdict = decided[other]
+        bound = _bounds(edges, PAPER_BEST, other)
+        told = f"log10 ratio {np.mean(effect.values):.3f}{bound}{_told(losses, PAPER_BEST, other)}"
+        yield Claim(claim, *where, told, len(effect.values), effect.told, "inconclusive" if bound else verdict)
 
 
 def _stability(trials: Mapping[str, Any], setting: str) -> Iterator[Claim]:
-    """1e-5 is unstable: more than half of its trials diverge; independent random trials decide where there are any."""
+    """1e-5 is unstable: more than half of its trials diverge."""
+    # TPE keeps away from what diverges, so its share is a lower bound: it can show instability, not the contrary.
     sampler = "random" if "random" in trials else "tpe"
     table = trials[sampler]
     least = table["damping"].min()
     state = table.loc[table["damping"] == least, "state"]
     diverged, n = int((state == "pruned").sum()), len(state)
     low, high = stats.binomtest(diverged, n).proportion_ci(method="wilson")
-    verdict = "reproduced" if low > 0.5 else "contradicted" if high < 0.5 else "inconclusive"
+    verdict = "reproduced" if low > 0.5 else "contradicted" if high < 0.5 and sampler == "random" else "inconclusive"
     yield Claim(
         f"damping {least:g} is unstable: more than half of its trials diverge",
         "Section 4, Figure 2",
-        f"{SETTINGS[setting].told}; {sampler} trials",
+        f"{SETTINGS[setting].told}; {n} {sampler} trials",
         "share above 0.5",
         f"{diverged} of {n}",
         n,
-        f"95 % Wilson interval [{low:.2f}, {high:.2f}]" + ("" if sampler == "random" else " (trials not independent)"),
-        verdict if sampler == "random" or verdict == "contradicted" else "inconclusive",
+        f"95 % Wilson interval [{low:.2f}, {high:.2f}]" + ("" if sampler == "random" else "; TPE avoids what diverges"),
+        verdict if n >= LEAST else "inconclusive",
     )
 
 
-def _gradients(gradients: Any, settings: Mapping[str, Any], setting: str) -> Iterator[Claim]:
+def _gradients(
+    gradients: Any, edges: Any, own: set[float], settings: Mapping[str, Any], setting: str
+) -> Iterator[Claim]:
     """Larger damping: larger squared gradients early; smaller damping: larger ones late; at equal step, equal loss."""
-    own = gradients[(gradients["rank"] == 0) & (gradients["layer"] == "all")]
     small, large = _pair(settings["dampings"])
-    moments = settings["moments"]
-    cases = [("step", moments[EARLY], "early", large, small), ("step", moments[LATE], "late", small, large)]
-    cases += [("loss", LEVELS[0], "early", large, small), ("loss", LEVELS[-1], "late", small, large)]
+    if not {small, large} & own:
+        return
+    table = gradients[gradients["layer"] == "all"]
+    first, last = settings["moments"][0], settings["moments"][-1]
+    cases: list[tuple[str, float, str, float, float]] = [
+        ("step", first, "early", large, small),
+        ("step", last, "late", small, large),
+        ("loss", LEVELS[0], "early", large, small),
+        ("loss", LEVELS[-1], "late", small, large),
+    ]
     effects = []
     for when, at, _, larger, smaller in cases:
-        rows = own[(own["when"] == when) & np.isclose(own["at"], at)]
+        rows = table[(table["when"] == when) & np.isclose(table["at"], at)]
         by = rows.pivot_table(index="seed", columns="damping", values="log10")
         both = {larger, smaller} <= set(by.columns)
         effects.append(Effect((by[larger] - by[smaller]).dropna().tolist() if both else [], SMALLEST))
+    bound = _bounds(edges, small, large)
     for (when, at, phase, larger, smaller), effect, verdict in zip(cases, effects, verdicts(effects), strict=True):
         yield Claim(
             f"{phase}, damping {larger:g} has larger squared gradients than {smaller:g}, at equal {when}",
             "Section 4, Figure 1",
             SETTINGS[setting].told,
-            f"log10 ratio above log10 1.05 at {when} {at:g}",
-            f"log10 ratio {np.mean(effect.values) if effect.values else math.nan:.3f}",
+            f"{RATIO} at {when} {at:g}",
+            f"log10 ratio {np.mean(effect.values) if effect.values else math.nan:.3f}{bound}",
             len(effect.values),
             effect.told if effect.values else "not reached by both",
-            verdict,
+            "inconclusive" if bound else verdict,
         )
 
 
-def _pair(dampings: list[float]) -> tuple[float, float]:
+def _pair(dampings: Sequence[float]) -> tuple[float, float]:
     """The dampings of the paper's Figure 1 that are farthest apart: 1e-4 and 1e1."""
     return min(dampings, key=lambda d: abs(math.log10(d) + 4)), min(dampings, key=lambda d: abs(math.log10(d) - 1))
 
 
-def _slow(ends: Any, edges: Any, setting: str) -> Iterator[Claim]:
-    """1e2 is slow: against SGD, whose step it takes at lr / 100."""
-    losses = _log_losses_with_sgd(ends)
-    largest = max((c for c in losses.columns if c != "sgd"), default=None)
-    if largest is None or "sgd" not in losses:
+def _slow(losses: Any, edges: Any, own: set[float], setting: str) -> Iterator[Claim]:
+    """1e2 is slow only because the range of learning rates ends at 1: with a range that scales it equals SGD."""
+    largest = max(own, default=0.0)
+    if largest <= PAPER_BEST or not {largest, "sgd"} <= set(losses.columns):
         return
-    effect = Effect((losses[largest] - losses["sgd"]).dropna().tolist(), SMALLEST)
-    bound = _bounds(edges, largest)
     scaled = SETTINGS[setting].scaled
-    verdict = verdicts([effect])[0]
+    effect = Effect((losses[largest] - losses["sgd"]).tolist(), 0.0 if scaled else SMALLEST)
+    told = f"log10 ratio {np.mean(effect.values):.3f}{_bounds(edges, largest)}{_told(losses, largest, 'sgd')}"
     yield Claim(
-        f"damping {largest:g} ends with a higher training loss than SGD",
+        f"damping {largest:g} ends {'like' if scaled else 'with a higher training loss than'} SGD",
         "Section 4, Figure 2",
         SETTINGS[setting].told,
-        "log10 ratio above log10 1.05" + (": not where the range is scaled" if scaled else ""),
-        f"log10 ratio {np.mean(effect.values):.3f}{bound}",
+        "|log10 ratio| below log10 1.05: slow only because learning rates are capped" if scaled else RATIO,
+        told,
         len(effect.values),
         effect.told,
-        verdict,
+        equal(effect) if scaled else verdicts([effect])[0],
     )
 
 
-def _log_losses_with_sgd(ends: Any) -> Any:
-    own = ends[ends["rank"] == 0]
-    own = own.assign(method=own["damping"].map(lambda d: "sgd" if math.isnan(d) else d))
-    return np.log10(own.pivot_table(index="seed", columns="method", values="train_loss"))
+def equal(effect: Effect) -> str:
+    """Judge the claim that there is no effect: the interval inside, or outside, of the smallest interesting one.
+
+    Args:
+        effect: Measured against 0.
+
+    Returns:
+        The verdict.
+    """
+    low, high = effect.interval
+    inside, outside = low > -SMALLEST and high < SMALLEST, low > SMALLEST or high < -SMALLEST
+    return holds(inside) if len(effect.values) >= LEAST and (inside or outside) else "inconclusive"
 
 
 def _against_sgd(folder: Path, settings: Mapping[str, Any]) -> Iterator[Claim]:
     """1e2 equals SGD with lr / 100: in direction, and in its last loss."""
     if not (folder / "sgd.csv").exists():
         return
-    cosines, twins = read_table(folder / "cosines.csv.gz"), read_table(folder / "sgd.csv")
     largest = max(settings["dampings"])
+    cosines, twins = read_table(folder / "cosines.csv.gz"), read_table(folder / "sgd.csv")
     least = cosines[cosines["damping"] == largest].groupby("seed")["cosine"].min()
-    n = len(least)
-    yield Claim(
-        f"damping {largest:g} points along the gradient",
-        "Section 4",
-        SETTINGS["base"].told,
-        "cosine above 0.99 throughout",
-        f"least cosine {least.min():.5f}",
-        n,
-        f"over all steps and {n} seeds",
-        holds(least.min() > 0.99),
-    )
-    losses = np.log10(twins.pivot_table(index="seed", columns="method", values="train_loss"))
-    effect = Effect((losses["K-FAC"] - losses["SGD"]).dropna().tolist(), 0.0)
-    low, high = effect.interval
-    inside = low > -SMALLEST and high < SMALLEST
-    outside = low > SMALLEST or high < -SMALLEST
-    yield Claim(
-        f"damping {largest:g} ends as SGD with its learning rate over {largest:g}",
-        "Section 4",
-        SETTINGS["base"].told,
-        "|log10 ratio of the last training losses| below log10 1.05",
-        f"log10 ratio {np.mean(effect.values):.4f}",
-        len(effect.values),
-        effect.told,
-        "inconclusive" if len(effect.values) < LEAST or not (inside or outside) else holds(inside),
-    )
-
-
-def _policies(folder: Path) -> Iterator[Claim]:
-    """Beyond the paper: each policy against the constant damping, under the same budget."""
-    for net in NETS:
-        path = folder / ENDS_OF_POLICIES(net)
-        if not path.exists():
-            continue
-        ends = read_table(path)
-        ends["log"] = np.log10(ends["train_loss"].fillna(math.inf))
-        by = ends.pivot_table(index="seed", columns="policy", values="log")  # a mean over the searches
-        searches = ends.groupby(["policy", "search"])["log"].mean().unstack()
-        others = [p for p in by.columns if p != "constant"]
-        effects = [Effect((by["constant"] - by[p]).dropna().tolist(), SMALLEST) for p in others]
-        for policy, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
-            spread = (searches.loc["constant"] - searches.loc[policy]).round(3).tolist()
-            yield Claim(
-                f"damping policy {policy} ends with a lower training loss than a constant",
-                "beyond the paper",
-                f"{net}, the same search budget",
-                "log10 ratio above log10 1.05",
-                f"log10 ratio {np.mean(effect.values):.3f}; by search {spread}",
-                len(effect.values),
-                effect.told,
-                verdict,
-            )
-    if (folder / "policy_cost.csv").exists():
-        cost = read_table(folder / "policy_cost.csv").pivot(index="round", columns="policy", values="ms")
-        ratio = (cost["settling"] / cost["constant"]).median()
+    if len(least):
         yield Claim(
-            "damping policy settling costs less than 5 % of a step",
-            "beyond the paper",
-            "deep linear net, one run",
-            "ratio of the times of a step below 1.05",
-            f"median ratio {ratio:.3f}",
-            len(cost),
-            "quartiles " + ", ".join(f"{q:.3f}" for q in (cost["settling"] / cost["constant"]).quantile([0.25, 0.75])),
-            holds(bool(ratio < 1.05)),
+            f"damping {largest:g} points along the gradient",
+            "Section 4",
+            SETTINGS["base"].told,
+            "cosine above 0.99 throughout",
+            f"least cosine {least.min():.5f}",
+            len(least),
+            f"over all steps and {len(least)} seeds",
+            holds(bool(least.min() > 0.99)),
+        )
+    twins = twins[np.isclose(twins["damping"], largest)].dropna(subset=["train_loss"])
+    losses = np.log10(twins.pivot_table(index="seed", columns="method", values="train_loss"))
+    if {"K-FAC", "SGD"} <= set(losses.columns):
+        effect = Effect((losses["K-FAC"] - losses["SGD"]).dropna().tolist(), 0.0)
+        yield Claim(
+            f"damping {largest:g} ends as SGD with its learning rate over {largest:g}",
+            "Section 4",
+            SETTINGS["base"].told,
+            "|log10 ratio of the last training losses| below log10 1.05",
+            f"log10 ratio {np.mean(effect.values):.4f}",
+            len(effect.values),
+            effect.told,
+            equal(effect),
         )
