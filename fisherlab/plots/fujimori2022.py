@@ -204,7 +204,7 @@ def _cosines(folder: Path) -> Figure:
 
 
 def _policies(tables: list[Path]) -> Figure:
-    """Last training loss of each policy's best configuration: a point per fresh seed, a colour per search."""
+    """Last training loss of each policy's best trial: a point per fresh seed, a bar at their geometric mean."""
     figure, axes = _panels([path.name.split("reruns_policies_")[1].removesuffix(".csv") for path in tables])
     for axis, path in zip(axes, tables, strict=False):
         ends = _read(path)
@@ -220,6 +220,6 @@ def _policies(tables: list[Path]) -> Figure:
                 told = f"{len(part) - len(losses)} diverged"
                 axis.text(at, 0.98, told, rotation=90, ha="center", va="top", transform=axis.get_xaxis_transform())
         axis.set_xticks(range(len(names)), names, rotation=30)
-        axis.set(yscale="log", ylabel="last training loss (nats; bars: geometric mean)")
+        axis.set(yscale="log", ylabel="last training loss (nats)")
     legend(figure, axes, "search")
     return figure
