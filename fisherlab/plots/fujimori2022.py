@@ -69,7 +69,7 @@ def _style(damping: float) -> dict[str, Any]:
 def _panels(titles: list[str], width: float = 3.4, height: float = 3.0, **shared: Any) -> tuple[Figure, list[Axes]]:
     columns = min(3, len(titles))
     rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(width * columns + 1, height * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns + 2.2, height * rows), layout="constrained")  # the legend beside them
     axes = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
     for axis in axes[len(titles) :]:
         axis.set_axis_off()
