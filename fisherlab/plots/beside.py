@@ -18,7 +18,7 @@ from fisherlab.files import replace
 LINES = ("-", "--", "-.", ":")
 SILENT = ("results", "threads", "device", "debug", "figures", "keep", "checkpoint_every", "record_norms", "optimizer")
 LABELLED = 3  # keys of a label
-RARE = 1e-3  # share of all entries below which a bin bounds no axis
+RARE = 5e-3  # share of a layer's entries below which a bin bounds no axis
 
 
 def draw_beside(runs: Sequence[Path], to: Path) -> list[Path]:
@@ -129,9 +129,9 @@ def histogram_grid(
                 # The line as a sum over bins would have it, edge by edge; empty bins may be left out of the table.
                 grid[layers.index(layer)][steps.index(step)].step(edges, share, where="pre", **styles[series])
     grid[0][0].set_xscale("log")
-    shares = [t.groupby("bin_right")["count"].sum() / t["count"].sum() for t in tables.values()]
-    shown = [edge for share in shares for edge in share.index[share > RARE]]
-    grid[0][0].set_xlim(min(shown), max(shown))
+    counts = [t.groupby(["layer", "bin_right"])["count"].sum() for t in tables.values()]
+    shown = [edge for c in counts for _, edge in c.index[c / c.groupby("layer").transform("sum") > RARE]]
+    grid[0][0].set_xlim(min(shown) / 10, max(shown) * 10)
     grid[0][0].xaxis.set_major_locator(LogLocator(numticks=4))
     for axis in grid.flat:
         axis.tick_params(labelsize=6)
