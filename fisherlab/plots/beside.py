@@ -129,7 +129,7 @@ def histogram_grid(
                 # The line as a sum over bins would have it, edge by edge; empty bins may be left out of the table.
                 grid[layers.index(layer)][steps.index(step)].step(edges, share, where="pre", **styles[series])
     grid[0][0].set_xscale("log")
-    counts = [t.groupby(["layer", "bin_right"])["count"].sum() for t in tables.values()]
+    counts = [t[t["bin_left"] > 0].groupby(["layer", "bin_right"])["count"].sum() for t in tables.values()]
     shown = [edge for c in counts for _, edge in c.index[c / c.groupby("layer").transform("sum") > RARE]]
     grid[0][0].set_xlim(min(shown) / 10, max(shown) * 10)
     grid[0][0].xaxis.set_major_locator(LogLocator(numticks=4))
