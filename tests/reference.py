@@ -126,15 +126,18 @@ class Twin:
         """Dense [P, P]: exact, mc (of given noise) or empirical."""
         return self._mean_outer(kind, self.jacobian, noise)
 
-    def _mean_outer(self, kind: str, jacobian: Tensor, noise: Tensor | None) -> Tensor:
+    def _mean_outer(self, kind: str, jacobian: Tensor, noise: Tensor | None, other: Tensor | None = None) -> Tensor:
+        """E[u v^T] of the gradients by what two Jacobians are of, the same where there is no other."""
+        other = jacobian if other is None else other
         if kind == "exact":
-            return torch.einsum("bkp,bkl,blq->pq", jacobian, self.output_fishers, jacobian).contiguous() / len(self.x)
+            return torch.einsum("bkp,bkl,blq->pq", jacobian, self.output_fishers, other).contiguous() / len(self.x)
         labels = self.y.unsqueeze(0) if kind == "empirical" else self.labels(noise)
-        u = torch.cat([torch.einsum("bk,bkp->bp", self.residuals(y), jacobian) for y in labels])
-        return u.mT @ u / len(u)
+        residuals = [self.residuals(y) for y in labels]
+        u, v = (torch.cat([torch.einsum("bk,bkp->bp", r, j) for r in residuals]) for j in (jacobian, other))
+        return u.mT @ v / len(u)
 
-    def factors(self, kind: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-        """(A, G) per layer, the ones column in A."""
+    def by_layer(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's homogeneous inputs [B, in + 1], and d f_n / d s_n [B, K, out]."""
         pairs = []
         for _, i, layer in layers_of(self.model):
             with torch.no_grad():
@@ -144,41 +147,25 @@ class Twin:
             if layer.bias is not None:
                 abar = torch.cat([abar, torch.full_like(a[:, :1], getattr(layer, "bias_scale", 1.0))], 1)
             rest = self.model[i + 1 :]
-            jacobian = vmap(jacrev(lambda s, rest=rest: rest(s.unsqueeze(0)).squeeze(0)))(s).detach()
-            pairs.append((abar.mT @ abar / len(abar), self._mean_outer(kind, jacobian, noise)))
+            pairs.append((abar, vmap(jacrev(lambda s, rest=rest: rest(s.unsqueeze(0)).squeeze(0)))(s).detach()))
         return pairs
+
+    def factors(self, kind: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(A, G) per layer, the ones column in A."""
+        return [(a.mT @ a / len(a), self._mean_outer(kind, j, noise)) for a, j in self.by_layer()]
+
+    def crosses(self, kind: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """(A, G) between neighbouring layers."""
+        layers = self.by_layer()
+        return [
+            (a.mT @ b / len(a), self._mean_outer(kind, j, noise, k)) for (a, j), (b, k) in itertools.pairwise(layers)
+        ]
 
     def kronecker_blocks(
         self, kind: str, damping: float = 0.0, mode: str = "tikhonov", noise: Tensor | None = None
     ) -> Tensor:
         """Dense block-diagonal K-FAC [P, P], damped."""
         return torch.block_diag(*[damped_block(a, g, damping, mode) for a, g in self.factors(kind, noise)])
-
-    def crosses(self, kind: str, noise: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
-        """A and G between neighbouring layers, by brute force."""
-        inputs, gradients = [], []
-        labels = self.y.unsqueeze(0) if kind == "empirical" else None if kind == "exact" else self.labels(noise)
-        for _, i, layer in layers_of(self.model):
-            with torch.no_grad():
-                a = self.model[:i](self.x)
-                s = layer(a)
-            abar = a * getattr(layer, "scale", 1.0)
-            if layer.bias is not None:
-                abar = torch.cat([abar, torch.full_like(a[:, :1], getattr(layer, "bias_scale", 1.0))], 1)
-            rest = self.model[i + 1 :]
-            jacobian = vmap(jacrev(lambda s, rest=rest: rest(s.unsqueeze(0)).squeeze(0)))(s).detach()
-            inputs.append(abar)
-            gradients.append(jacobian)
-        found = []
-        for i in range(len(inputs) - 1):
-            j, k = gradients[i : i + 2]
-            if labels is None:
-                g = torch.einsum("bkp,bkl,blq->pq", j, self.output_fishers, k) / len(self.x)
-            else:
-                u = [torch.cat([torch.einsum("bk,bkp->bp", self.residuals(y), m) for y in labels]) for m in (j, k)]
-                g = u[0].mT @ u[1] / len(u[0])
-            found.append((inputs[i].mT @ inputs[i + 1] / len(self.x), g))
-        return found
 
     def tridiagonal(
         self, kind: str, damping: float = 0.0, noise: Tensor | None = None

@@ -119,7 +119,8 @@ def _check(cfg: DictConfig, space: Sequence[Dimension], objective: str) -> None:
 
     for end in ("low", "high"):
         at = with_values(cfg, {d.key: getattr(d, end) for d in space})
-        dataset = prepare(resolve(at)).dataset
+        experiment = prepare(resolve(at))
+    dataset = experiment.dataset
     split, splits = objective.partition("_")[0], list(dataset.splits)
     if split in ("train", "valid", "test") and split not in splits:
         fitting = [metric for metric in METRICS if metric.partition("_")[0] in splits]
@@ -128,5 +129,5 @@ def _check(cfg: DictConfig, space: Sequence[Dimension], objective: str) -> None:
         )
     if objective == "objective" and not at.l2:
         raise UsageError("tune.objective=objective: without l2 it is the training loss; expected train_loss")
-    if objective == "average_error":
+    if objective == "average_error" and getattr(experiment.optimizer, "average", None) is None:
         raise UsageError("tune.objective=average_error: expected an optimizer that averages its iterates")

@@ -125,13 +125,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         policy = {"damping_start": damping_start, "damping_end": damping_end}
         for name, value in ({"lr": lr, "l2": l2} | needy | options | policy).items():
             per_replica(name, value, self.replicas)
-        self.streams = Streams(seed, groups[0]["params"][0].device)
-        streams = [len(self.streams.seeds)] if isinstance(self.streams.seeds, list) else []
-        if streams and (len(self.replicas) != 2 or streams[0] != self.replicas[0]):
-            raise UsageError(
-                f"seed={self.streams.seeds} does not fit: expected one integer, or one per stream of replica axes "
-                f"[streams, lanes], here {tuple(self.replicas)}"
-            )
+        self.streams = self._streams(seed, groups[0]["params"][0].device)
         self.passes.streams = self.streams
         super().__init__(groups, options)
         self.record_norms = False
@@ -139,8 +133,19 @@ class FisherOptimizer(torch.optim.Optimizer):
         # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
         self.vectors: list[Tensor] = []
         self._unwritten: Callable[[], list[Tensor]] | None = None
-        self._again: Callable[[Tensor], list[Tensor]]  # set in each step
+        self._again: Callable[[Tensor], list[Tensor]] | None = None  # holds the batch, so no longer than a step
         self.rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
+
+    def _streams(self, seed: int | Sequence[int], device: torch.device) -> Streams:
+        """The label noise: one stream, or one per stream axis."""
+        found = Streams(seed, device)
+        streams = [len(found.seeds)] if isinstance(found.seeds, list) else []
+        if streams and (len(self.replicas) != 2 or streams[0] != self.replicas[0]):
+            raise UsageError(
+                f"seed={found.seeds} does not fit: expected one integer, or one per stream of replica axes "
+                f"[streams, lanes], here {tuple(self.replicas)}"
+            )
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy and pickle everything: torch's own would keep the groups only.
@@ -215,6 +220,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         factors, norms, predicted = [], [], None
         if self.quadratic is not None:
             predicted = self.quadratic(self, x, directions[0])
+            self._again = None
             factors = [on(self.param_groups[0]["lr"], directions[0], 0)]
         for i, (group, direction) in enumerate(zip(self.param_groups, directions, strict=True)):
             options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
@@ -309,7 +315,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         joined = None if extra is None else self._joined(extra)
         damping = self.ridge if self.quadratic is None else self.quadratic.damping(self.ridge, host(self.l2))
         direction = self.preconditioner(gradient, joined, damping.to(loss.device, non_blocking=True))
-        self._again = partial(self.preconditioner.again, gradient, joined)
+        if self.quadratic is not None:
+            self._again = partial(self.preconditioner.again, gradient, joined)
         self._unwritten = lambda: total(self._parts(gradient.layers), extra)  # computed where somebody asks for it
         self._room(0, self.param_groups[0]["params"])
         steps = [self._clipped(self._flat(self._parts(direction)))]
@@ -333,6 +340,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Returns:
             Flat [..., P].
         """
+        assert self._again is not None
         return self._flat(self._parts(self._again(damping)))
 
     def by_name(self, vector: Tensor) -> dict[str, Tensor]:

@@ -104,7 +104,12 @@ class Passes:
             sums = [s.weighted_sum(g, 1 / batch) for s, g in zip(captured.inputs, observed, strict=True)]
             gradient = total(sums, gradient or None)
             losses.append(loss * (captured.output.shape[-2] / batch))
-        self.preconditioner.observe_rows(self.capture, self.likelihood, x, y, self.streams)
+        if self.preconditioner.observes:
+            part = slice(None, None, self.preconditioner.stride)
+            captured, own = self.capture(x[..., part, :]), examples(y, x, part)
+            mean = self.likelihood.mean(captured.output)
+            observed, _ = captured.backward(self.likelihood.residual_at(mean, own))
+            self.preconditioner.observe(captured, self.likelihood, own, observed, mean, self.streams, thinned=True)
         return torch.stack(losses).sum(0), MeanGradient.formed(gradient), []
 
     def mean_nll(self, x: Tensor, y: Tensor) -> Tensor:

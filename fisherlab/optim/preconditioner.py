@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher import STRUCTURES, Captured, Kind, Statistics, Structure, statistics
-from fisherlab.fisher.capture import Capture, MeanGradient
+from fisherlab.fisher.capture import MeanGradient
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.fisher.linalg import full_precision
 from fisherlab.likelihood import Likelihood
@@ -116,7 +116,7 @@ class Preconditioner:
         self.stats_period = _period("stats_period", stats_period)
         self.inverse_period = _period("inverse_period", inverse_period)
         self.inverse_early = inverse_early
-        self.tau1, self._stride = tau1, stride_of("tau1", tau1)
+        self.tau1, self.stride = tau1, stride_of("tau1", tau1)
         self.samples = _period("samples", samples)
         self.max_columns = _period("max_columns", max_columns)
         self.step, self.updates = 0, 0
@@ -134,6 +134,11 @@ class Preconditioner:
                 f"stats_period={stats_period}, inverse_period={inverse_period}"
             )
 
+    @property
+    def observes(self) -> bool:
+        """Whether it is the statistics' turn at this step."""
+        return self.step % self.stats_period == 0
+
     def observe(
         self,
         captured: Captured,
@@ -142,6 +147,8 @@ class Preconditioner:
         observed: list[Tensor],
         mean: Tensor,
         streams: Streams,
+        *,
+        thinned: bool = False,
     ) -> None:
         """Update the statistics from a batch, where it is their turn.
 
@@ -152,43 +159,14 @@ class Preconditioner:
             observed: Pre-activation gradients of the observed targets.
             mean: E[y | f] at the outputs.
             streams: Source of label noise.
+            thinned: Whether these are but the examples that statistics are taken from, every `stride`-th.
         """
-        if self.step % self.stats_period:
+        if not self.observes:
             return
-        if self._stride > 1:
-            captured, mean = captured.thinned(self._stride), mean[..., :: self._stride, :]
-            observed = [g[..., :: self._stride, :] for g in observed]
-            y = examples(y, captured.output, slice(None, None, self._stride))
-        self._sample(captured, likelihood, y, observed, mean, streams)
-
-    def observe_rows(self, capture: Capture, likelihood: Likelihood, x: Tensor, y: Tensor, streams: Streams) -> None:
-        """Update the statistics from the examples of a batch that they are taken from, by a pass of their own.
-
-        Args:
-            capture: Of the model.
-            likelihood: Of its outputs.
-            x: The whole batch's inputs.
-            y: Its targets.
-            streams: Source of label noise.
-        """
-        if self.step % self.stats_period:
-            return
-        part = slice(None, None, self._stride)
-        captured, own = capture(x[..., part, :]), examples(y, x, part)
-        mean = likelihood.mean(captured.output)
-        observed = captured.backward(likelihood.residual_at(mean, own))[0] if self.kind is Kind.EMPIRICAL else []
-        self._sample(captured, likelihood, own, observed, mean, streams)
-
-    def _sample(
-        self,
-        captured: Captured,
-        likelihood: Likelihood,
-        y: Tensor,
-        observed: list[Tensor],
-        mean: Tensor,
-        streams: Streams,
-    ) -> None:
-        """Draw labels where the kind asks for them, and update."""
+        if self.stride > 1 and not thinned:
+            captured, mean = captured.thinned(self.stride), mean[..., :: self.stride, :]
+            observed = [g[..., :: self.stride, :] for g in observed]
+            y = examples(y, captured.output, slice(None, None, self.stride))
         noise = None
         if self.kind is Kind.MC:
             shape = (self.samples, *captured.output.shape[-2:])

@@ -174,7 +174,6 @@ class KFACMartens(FisherOptimizer):
     Args:
         model: The model; every parameter must be covered.
         likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
-        lr: 1: the rule finds the size of the step.
         damping: `lm` adapts lambda by the reduction ratio; a number keeps it.
         damping_start: lambda_0; about 1 for classification, says the authors' code.
         structure: kronecker (block-diagonal) or kronecker_tridiagonal.
@@ -200,7 +199,6 @@ class KFACMartens(FisherOptimizer):
         model: nn.Module,
         likelihood: str | Likelihood,
         *,
-        lr: Hyper = 1.0,
         damping: Hyper | str = "lm",
         damping_start: Hyper | None = 150.0,
         structure: str = "kronecker",
@@ -231,7 +229,7 @@ class KFACMartens(FisherOptimizer):
         super().__init__(
             model,
             likelihood,
-            lr=lr,
+            lr=1.0,  # the rule finds the size of the step
             rule="quadratic",
             rule_options=rule,
             preconditioner=preconditioner,

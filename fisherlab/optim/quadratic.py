@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,19 +73,23 @@ class GammaSearch:
         return [self.now, lower, torch.clamp(self.now / self.omega, max=self.cap).maximum(self.least)]
 
 
+@dataclass(frozen=True)
 class Trial:
-    """A candidate for the step: rule's vector v = -delta, and what the model predicts of it.
+    """A candidate for the step, and what the model predicts of it.
 
-    Args:
-        v: [..., P].
+    Attributes:
+        v: The rule's vector, -delta, [..., P].
         coefficients: alpha and, with momentum, mu, [..., k].
         predicted: M(delta), [...].
         kept: The factorisations that made it, to be taken up again where it wins.
         gamma: Of these, [...].
     """
 
-    def __init__(self, v: Tensor, coefficients: Tensor, predicted: Tensor, kept: Any, gamma: Tensor | None) -> None:
-        self.v, self.coefficients, self.predicted, self.kept, self.gamma = v, coefficients, predicted, kept, gamma
+    v: Tensor
+    coefficients: Tensor
+    predicted: Tensor
+    kept: Any
+    gamma: Tensor | None
 
 
 Products = Callable[[Sequence[Tensor]], Tensor]
@@ -210,8 +215,7 @@ class QuadraticRule:
 def _better(one: Trial, other: Trial) -> Trial:
     """The trial with the lower M, replica by replica; one without a value loses."""
     wins = one.predicted.nan_to_num(math.inf) < other.predicted.nan_to_num(math.inf)
-    fields = ("v", "coefficients", "predicted", "kept", "gamma")
-    return Trial(*(_choose(wins, getattr(one, f), getattr(other, f)) for f in fields))
+    return Trial(*(_choose(wins, getattr(one, f.name), getattr(other, f.name)) for f in fields(Trial)))
 
 
 def _choose(wins: Tensor, one: Any, other: Any) -> Any:

@@ -47,20 +47,6 @@ class Dimension:
             return int(trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log))
         return float(trial.suggest_float(self.key, self.low, self.high, log=self.log))
 
-    def position(self, value: float) -> float:
-        """Tell where a value lies between the bounds, on the scale that is searched.
-
-        Args:
-            value: Between the bounds.
-
-        Returns:
-            0 at `low`, 1 at `high`.
-        """
-        low, high, at = (
-            (math.log(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
-        )
-        return (at - low) / (high - low)
-
 
 def read_space(node: Mapping[str, Any], cfg: DictConfig) -> list[Dimension]:
     """Read a search space, and hold both ends of it against the rules of a training's config.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fisherlab.optim.averaging import Average
+
 if TYPE_CHECKING:
     from fisherlab.training.setup import Experiment
 
@@ -53,7 +55,7 @@ def evaluate(experiment: Experiment) -> list[dict[str, float]]:
         for row, loss, error in zip(found, *_means(experiment, name), strict=True):
             row[f"{name}_loss"], row[f"{name}_error"] = loss, error
     average = getattr(experiment.optimizer, "average", None)
-    if average is not None and average.values:
+    if isinstance(average, Average) and average.values:
         with average.swapped(experiment.optimizer.parameters):
             for row, error in zip(found, _means(experiment, "train")[1], strict=True):
                 row["average_error"] = error

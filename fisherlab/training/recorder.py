@@ -93,7 +93,8 @@ class StepLog:
 
     def _numbers(self, values: list[Tensor]) -> list[Any]:
         """One list per replica."""
-        rows = torch.stack([value.cpu() for value in values], -1)  # what is a policy's may lie elsewhere at first
+        # A policy's first values may lie on the host still.
+        rows = torch.stack([value.to(values[-1].device) for value in values], -1)
         return rows.expand(*self.replicas, -1).reshape(self.replicas.numel(), -1).tolist()
 
     def _hypers(self, values: list[Hyper]) -> list[Any]:

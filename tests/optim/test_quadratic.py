@@ -165,7 +165,8 @@ def test_the_two_by_two_system_drops_what_adds_nothing(products, slopes, expecte
 
 
 def test_another_learning_rate_is_refused():
-    optimizer = KFACMartens(model_of("dense"), "categorical", lr=0.5)
+    optimizer = KFACMartens(model_of("dense"), "categorical")
+    optimizer.param_groups[0]["lr"] = 0.5  # as a schedule would
     with pytest.raises(UsageError, match=r"lr=0.5 does not fit rule=quadratic, which finds the size of the step"):
         optimizer.step(*batch_of("categorical"))
 

@@ -87,11 +87,6 @@ def test_the_logarithm_is_searched_where_asked_for(whole):
     assert low <= min(values) <= max(values) <= high
 
 
-def test_where_a_value_lies_between_the_bounds():
-    assert Dimension("lr", 1e-4, 1.0, log=True).position(1e-3) == pytest.approx(0.25)
-    assert Dimension("momentum", 0.5, 1.5).position(0.75) == pytest.approx(0.25)
-
-
 def test_values_reach_what_refers_to_them_and_the_config_stays():
     cfg = tiny("lr=0.5")
     assert with_values(cfg, {"lr": 0.25, "model.hidden.0": 3}).optimizer.lr == 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from fisherlab.studies.fujimori2022.policies import ENDS, NETS
-from fisherlab.studies.fujimori2022.settings import SPACE
-from fisherlab.studies.fujimori2022.verdicts import CHANCE, EDGE, RATIO
+from fisherlab.studies.fujimori2022.verdicts import CHANCE, RATIO, SMALLEST, at_bounds
 from fisherlab.studies.judge import Effect, verdicts
 from fisherlab.studies.study import Claim, read_table
 
-SMALLEST = np.log10(1.05)
-COST = np.log10(1.05)
+COST = math.log10(1.05)
 
 
 def policy_claims(folder: Path) -> Iterator[Claim]:
@@ -74,9 +73,8 @@ def _against_constant(ends: Any, net: str) -> Iterator[Claim]:
 
 def _at_bound(ends: Any) -> str:
     """Which winners' learning rate or momentum lies within 5 % of a bound."""
-    low, high = (np.log10(SPACE["lr"][end]) for end in ("low", "high"))
-    lr, momentum = (np.log10(ends["lr"]) - low) / (high - low), ends["momentum"] / SPACE["momentum"]["high"]
-    at = ends[(lr < EDGE) | (lr > 1 - EDGE) | (momentum > 1 - EDGE)]
+    edges = at_bounds(ends.assign(damping=1.0), "base")
+    at = ends[edges["lr"] | edges["momentum"]]
     told = sorted({f"{p} {s}" for p, s in zip(at["policy"], at["search"], strict=True)})
     return f"; winner at a bound: {', '.join(told)}" if told else ""
 
