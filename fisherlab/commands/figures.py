@@ -23,6 +23,7 @@ def main(args: Sequence[str]) -> int:
         UsageError: If there is no such study, or nothing to draw from.
     """
     from fisherlab.studies import STUDIES, report, study
+    from fisherlab.studies.sharing import alone
 
     results = Path(next((arg.partition("=")[2] for arg in args if arg.startswith("results=")), "results"))
     names = [arg for arg in args if not arg.startswith("results=")]
@@ -35,7 +36,8 @@ def main(args: Sequence[str]) -> int:
     if not found:
         raise UsageError(f"'{results}/studies' holds no tables to draw from: run `fisherlab study NAME` first")
     for folder in found:
-        study.draw(folder.parent.name, folder)
+        with alone(folder):
+            study.draw(folder.parent.name, folder)
         print(folder)
     print(report.write(results))
     return 0

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from fisherlab.errors import UsageError
 from fisherlab.files import replace, write_json
 from fisherlab.studies import STUDIES
+from fisherlab.studies.sharing import alone, share
 
 Tables = dict[str, pd.DataFrame]
 VERDICTS = ("reproduced", "contradicted", "inconclusive")
@@ -31,11 +32,13 @@ class Part:
         name: Shown while it is made.
         tables: File names that it leaves.
         make: Makes them; is given the progress bar.
+        needs: Tables of other parts that it reads.
     """
 
     name: str
     tables: tuple[str, ...]
     make: Callable[[tqdm[Any]], Tables]
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,21 +111,27 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
     """
     study = load(name)
     parts = study.parts(settings, folder)  # what is wrong with the settings is said before anything is written
-    record = begin(folder, settings, facts) | {"planned": [part.name for part in parts]}
-    for part in parts:
-        if part.name in record["parts"] and all((folder / table).exists() for table in part.tables):
-            continue
-        began = time.perf_counter()
+    begin(folder, settings, facts)
+
+    def make(part: Part) -> None:
+        began, used = time.perf_counter(), time.process_time()
         with tqdm(desc=part.name, disable=not show_bar, dynamic_ncols=True) as bar:
             found = part.make(bar)
         for table in part.tables:
             write_table(folder / table, found[table])
-        seconds = round(time.perf_counter() - began, 1)
-        record["parts"][part.name] = {"seconds": seconds, **{k: facts.get(k) for k in ("commit", "threads")}}
-        write_json(folder / RECORD, record)
-        print(f"{part.name}: {seconds} s", flush=True)
-        if getattr(study, "PIECEWISE", False) and seconds > 60:
+        # Elapsed time counts what else the machine did meanwhile; processor time does not.
+        took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - used}
+        took = {key: round(seconds, 1) for key, seconds in took.items()}
+        note = took | {key: facts.get(key) for key in ("commit", "threads")}
+        with alone(folder):
+            record = begin(folder, settings, facts) | {"planned": [part.name for part in parts]}
+            record["parts"][part.name] = note
+            write_json(folder / RECORD, record)
+        print(f"{part.name}: {took['seconds']} s", flush=True)
+        if getattr(study, "PIECEWISE", False) and took["seconds"] > 60:
             conclude(name, folder)
+
+    share(parts, folder, make, lambda: json.loads((folder / RECORD).read_text())["parts"])
     conclude(name, folder)
 
 
@@ -134,10 +143,11 @@ def conclude(name: str, folder: Path) -> None:
         folder: With its tables.
     """
     study = load(name)
-    for table, found in getattr(study, "derived", lambda _: {})(folder).items():
-        write_table(folder / table, found)
-    write_table(folder / "claims.csv", pd.DataFrame([asdict(claim) for claim in study.claims(folder)]))
-    draw(name, folder)
+    with alone(folder):
+        for table, found in getattr(study, "derived", lambda _: {})(folder).items():
+            write_table(folder / table, found)
+        write_table(folder / "claims.csv", pd.DataFrame([asdict(claim) for claim in study.claims(folder)]))
+        draw(name, folder)
 
 
 def begin(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

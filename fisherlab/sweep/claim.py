@@ -77,11 +77,12 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[Claim]:
-    """Hold a folder for as long as the block runs.
+def claim(folder: Path, name: str = NAME) -> Iterator[Claim]:
+    """Hold a folder, or one of several things in it, for as long as the block runs.
 
     Args:
         folder: An existing folder.
+        name: Of the file that stands for what is held.
 
     Yields:
         A claim: false at once where another live worker holds the folder.
@@ -89,7 +90,7 @@ def claim(folder: Path) -> Iterator[Claim]:
     Raises:
         UsageError: If the folder cannot be written to.
     """
-    mine = _take(Path(folder) / NAME)
+    mine = _take(Path(folder) / name)
     try:
         yield mine
     finally:

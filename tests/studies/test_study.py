@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+from functools import partial
 from types import ModuleType
 
 import pandas as pd
@@ -75,6 +77,41 @@ def test_a_part_that_is_not_recorded_is_made_again(made, tmp_path):
     study.run("fake", {}, tmp_path, FACTS, show_bar=False)
     assert made == ["second"]
     assert json.loads((tmp_path / "study.json").read_text())["parts"]["second"]["commit"] == FACTS["commit"]
+
+
+def test_two_processes_share_the_parts(made, tmp_path):
+    folder = tmp_path / "studies" / "fake" / "smoke"
+    started, waiting = threading.Event(), threading.Event()
+
+    def first(bar):
+        started.set()
+        assert waiting.wait(60)
+        return {"first.csv": pd.DataFrame({"x": [1]})}
+
+    def dependent(bar):
+        return {"last.csv": pd.read_csv(folder / "first.csv") + 1}
+
+    def second(bar):
+        waiting.set()
+        return {"second.csv": pd.DataFrame({"x": [2]})}
+
+    parts = [
+        Part("first", ("first.csv",), first),
+        Part("last", ("last.csv",), dependent, needs=("first.csv",)),
+        Part("second", ("second.csv",), second),
+    ]
+    sys.modules["fake_study"].parts = lambda settings, folder: parts
+    run = partial(study.run, "fake", {}, folder, FACTS, show_bar=False)
+    # Claims hold between threads as between processes: each opens the file anew.
+    other = threading.Thread(target=run)
+    other.start()
+    assert started.wait(60)
+    run()
+    other.join(60)
+    assert pd.read_csv(folder / "last.csv")["x"].tolist() == [2]
+    record = json.loads((folder / "study.json").read_text())
+    assert sorted(record["parts"]) == sorted(record["planned"]) == ["first", "last", "second"]
+    assert not list(folder.glob(".*"))
 
 
 def test_an_unfinished_study_keeps_no_figure_from_being_drawn(made, tmp_path):

@@ -38,9 +38,9 @@ def part(setting: str, settings: Mapping[str, Any], folder: Path) -> Part:
     Returns:
         The part.
     """
-    return Part(
-        f"{setting}, fresh seeds", (ENDS(setting), GRADIENTS(setting)), partial(_reruns, setting, settings, folder)
-    )
+    tables = (ENDS(setting), GRADIENTS(setting))
+    make = partial(_reruns, setting, settings, folder)
+    return Part(f"{setting}, fresh seeds", tables, make, needs=tuple(tables_of(setting, "tpe")))
 
 
 def _reruns(setting: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
