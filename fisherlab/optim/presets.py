@@ -244,10 +244,22 @@ class KFACMartens(FisherOptimizer):
         )
 
 
+def scheduled_momentum(step: int) -> float:
+    """The momentum schedule of Sutskever et al. (2013), before its largest value: 1 - 2^(-1 - log2(floor(t/250) + 1)).
+
+    Args:
+        step: t, counted from 0.
+
+    Returns:
+        In [1/2, 1).
+    """
+    return 1 - 0.5 / (step // 250 + 1)
+
+
 class NAG(FisherOptimizer):
     """Nesterov's accelerated gradient with the momentum schedule of Sutskever et al. (2013), the baseline of K-FAC.
 
-    mu_t = min(1 - 2^(-1 - log2(floor(t / 250) + 1)), mu_max) with t counted from 0.
+    mu_t = min(scheduled_momentum(t), mu_max) with t counted from 0.
 
     Args:
         model: The model.
@@ -275,8 +287,7 @@ class NAG(FisherOptimizer):
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """See `FisherOptimizer.step`."""
-        scheduled = 1 - 0.5 / (self.steps // 250 + 1)
-        largest = self.largest
+        scheduled, largest = scheduled_momentum(self.steps), self.largest
         own = largest.clamp(max=scheduled) if isinstance(largest, Tensor) else min(scheduled, largest)
         self.param_groups[0]["momentum"] = own
         self.steps += 1

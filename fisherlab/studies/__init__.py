@@ -7,4 +7,5 @@ draws its figures from the tables.
 STUDIES = {
     "kunstner2019": "fisherlab.studies.kunstner2019",
     "fujimori2022": "fisherlab.studies.fujimori2022",
+    "martens2015": "fisherlab.studies.martens2015",
 }
