@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Generator, Tensor, nn
 
 from fisherlab.elementwise import elu, logistic
@@ -30,9 +32,18 @@ class ELU(nn.Module):
         return elu(x)
 
 
+class Erf(nn.Module):
+    """The error function, whose infinitely wide kernels have a closed form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply `torch.erf`."""
+        return torch.erf(x)
+
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
+    "erf": Erf,
     "logistic": Logistic,
     "elu": ELU,
     "linear": None,
@@ -74,7 +85,7 @@ def mlp(
         inputs: Number of inputs.
         outputs: Number of outputs.
         hidden: Widths of the hidden layers.
-        activation: relu, tanh, logistic, elu or linear, after every hidden layer.
+        activation: relu, tanh, erf, logistic, elu or linear, after every hidden layer.
         init: pytorch, half, glorot, sparse or zeros.
         bias: Whether the layers have biases.
         generator: Source of the initial weights.
@@ -117,6 +128,52 @@ def deep_linear(
     )
 
 
+def wide(
+    inputs: int,
+    outputs: int,
+    *,
+    width: int = 4096,
+    layers: int = 3,
+    activation: str = "relu",
+    sigma_w2: float = 2.0,
+    sigma_b2: float = 0.0,
+    generator: Generator | None = None,
+) -> nn.Module:
+    """Build a wide network in the NTK parameterisation (Karakida and Osawa 2020): s = sigma_w/sqrt(M) W h + sigma_b b.
+
+    Args:
+        inputs: Number of inputs.
+        outputs: Number of outputs.
+        width: Units of every hidden layer, M.
+        layers: Number of weight matrices, L.
+        activation: relu, tanh, erf, logistic, elu or linear, after every hidden layer.
+        sigma_w2: sigma_w^2; the weights themselves are drawn from N(0, 1).
+        sigma_b2: sigma_b^2; 0 is a network without biases.
+        generator: Source of the initial parameters.
+
+    Returns:
+        A model without replica axes that maps [B, inputs] to [B, outputs].
+
+    Raises:
+        UsageError: If a size or a variance does not fit.
+    """
+    _positive("width", width)
+    _positive("layers", layers)
+    for name, value, good in (("sigma_w2", sigma_w2, sigma_w2 > 0), ("sigma_b2", sigma_b2, sigma_b2 >= 0)):
+        if not good:
+            raise UsageError(
+                f"{name}={value} is no variance: expected a number {'above' if name == 'sigma_w2' else 'of at least'} 0"
+            )
+    model = _chain([inputs, *[width] * (layers - 1), outputs], [activation] * (layers - 1), bias=sigma_b2 > 0)
+    for layer in model:
+        if isinstance(layer, Dense):
+            layer.scale, layer.bias_scale = math.sqrt(sigma_w2 / layer.weight.shape[-1]), math.sqrt(sigma_b2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(generator=generator)
+    return model
+
+
 def autoencoder(
     inputs: int,
     outputs: int,
@@ -134,7 +191,7 @@ def autoencoder(
         outputs: Must equal `inputs`; the outputs are the natural parameters of the reconstruction.
         hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
         code: Units of the code layer.
-        activation: relu, tanh, logistic, elu or linear, after every hidden layer but the code.
+        activation: relu, tanh, erf, logistic, elu or linear, after every hidden layer but the code.
         init: pytorch, half, glorot, sparse or zeros.
         generator: Source of the initial weights.
 

@@ -6,11 +6,18 @@ import torch.nn.functional as F
 
 from fisherlab.elementwise import elu, logistic
 from fisherlab.errors import UsageError
-from fisherlab.models import Dense, autoencoder, deep_linear, linear, mlp
+from fisherlab.models import Dense, autoencoder, deep_linear, linear, mlp, wide
 from fisherlab.streams import generator
 from tests.compare import assert_close, assert_same_bits
 
-TORCH = {"relu": F.relu, "tanh": torch.tanh, "logistic": torch.sigmoid, "elu": F.elu, "linear": lambda x: x}
+TORCH = {
+    "relu": F.relu,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "logistic": torch.sigmoid,
+    "elu": F.elu,
+    "linear": lambda x: x,
+}
 
 
 def size(model):
@@ -50,6 +57,21 @@ def test_autoencoder_mirrors_its_encoder_around_linear_codes():
     assert_close(model(x), by_hand(model, x, ["logistic", "logistic", "linear", "logistic", "logistic"]), 1e-14)
 
 
+@pytest.mark.parametrize("sigma_b2", [0.0, 0.5])
+def test_wide_is_the_ntk_parameterisation(sigma_b2):
+    """s = sigma_w / sqrt(M) W h + sigma_b b with W, b from N(0, 1): the scale is the layer's, not the weights'."""
+    model, x = wide(6, 2, width=400, layers=3, sigma_b2=sigma_b2, generator=generator(0, "init")), torch.randn(3, 6)
+    h = x
+    for i, layer in enumerate(m for m in model if isinstance(m, Dense)):
+        assert abs(float(layer.weight.detach().std()) - 1) < 0.1
+        assert (layer.bias is not None) == (sigma_b2 > 0)
+        bias = 0 if layer.bias is None else sigma_b2**0.5 * layer.bias
+        h = (2 / h.shape[1]) ** 0.5 * h @ layer.weight.mT + bias
+        h = h.relu() if i < 2 else h
+    assert [tuple(m.weight.shape) for m in model if isinstance(m, Dense)] == [(400, 6), (400, 400), (2, 400)]
+    assert_close(model(x), h, 1e-5)
+
+
 def test_deep_linear_is_linear():
     model, x = deep_linear(5, 2, layers=3, width=4).double(), torch.randn(2, 5, dtype=torch.float64)
     assert len([m for m in model if isinstance(m, Dense)]) == 3
@@ -80,6 +102,9 @@ def test_initial_weights_come_from_the_generator(build):
         (lambda: deep_linear(5, 2, layers=0), "layers=0 is no layer width"),
         (lambda: deep_linear(5, 2, width=-1), "hidden=-1 is no layer width"),
         (lambda: autoencoder(8, 10), "outputs=10 does not fit an autoencoder of 8 inputs: set target=input"),
+        (lambda: wide(5, 2, width=0), "width=0 is no layer width"),
+        (lambda: wide(5, 2, sigma_w2=0.0), "sigma_w2=0.0 is no variance: expected a number above 0"),
+        (lambda: wide(5, 2, sigma_b2=-1.0), "sigma_b2=-1.0 is no variance: expected a number of at least 0"),
         (lambda: autoencoder(8, 8, code=0), "hidden=0 is no layer width"),
     ],
 )
