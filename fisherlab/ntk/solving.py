@@ -25,9 +25,11 @@ def invert(k: Tensor, shift: Tensor | float, what: str) -> Tensor:
     Raises:
         UsageError: If the matrix is singular, with the first pair of equal examples where there is one.
     """
+    if not bool(k.isfinite().all()):  # LAPACK would hang on it, or raise
+        raise UsageError(f"{what} is not finite: the network has diverged; expected a smaller learning rate")
     values, vectors = torch.linalg.eigh(symmetric(k))
     damped = values + shift
-    if not bool(damped.isfinite().all()) or damped[0] <= len(k) * torch.finfo(k.dtype).eps * damped[-1]:
+    if damped[0] <= len(k) * torch.finfo(k.dtype).eps * damped[-1]:
         rank = int((values > len(k) * torch.finfo(k.dtype).eps * values[-1]).sum())
         raise UsageError(f"{what} is singular: rank {rank} of {len(k)}; {_reason(k)}; expected damping above 0")
     return (vectors / damped) @ vectors.mT
@@ -41,7 +43,7 @@ def _reason(k: Tensor) -> str:
     worst = int(apart.argmin())
     first, second = sorted(divmod(worst, len(k)))
     if apart.flatten()[worst] < 1e-12:
-        return f"examples {first} and {second} are the same"
+        return f"examples {first} and {second} are the same there"
     return "its examples are linearly dependent there"
 
 

@@ -105,7 +105,7 @@ def test_coupling_by_ones_is_the_whole_fisher():
 
 def test_a_step_moves_the_outputs_by_s():
     """f(theta - eta step) = f - eta S r to first order, with the scales of the NTK parameterisation."""
-    model, x, test, y = problem(sigma_b2=0.2)
+    model, x, _, y = problem(sigma_b2=0.2)
     capture = Capture(model)
     for variant in VARIANTS:
         one = Jacobian.of(capture, x)
@@ -140,7 +140,7 @@ def test_duplicated_inputs_are_named(variant):
     _, x, _, _ = problem()
     x = torch.cat([x, x[2:3]])
     said = refused(variant, x)
-    assert "is singular: rank 7 of 8; examples 2 and 7 are the same; expected damping above 0" in said
+    assert "is singular: rank 7 of 8; examples 2 and 7 are the same there; expected damping above 0" in said
     model, *_ = problem()
     make(variant, Jacobian.of(Capture(model), x), Damping(1e-3))  # with damping there is a solution
 

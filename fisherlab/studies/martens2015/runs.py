@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from fisherlab.studies.martens2015.problems import configured, growing, label
+from fisherlab.studies.memory import forget_peak, peak
 from fisherlab.studies.study import Part, Tables, read_table
 
 MATRIX, REPEATS = 2000, 5  # of the machine's own rate
@@ -115,7 +116,7 @@ def trained(cfg: DictConfig, name: str, home: Path, bar: tqdm[Any]) -> Tables:
     def watch(trainer: Any) -> None:
         bar.update(trainer.step - bar.n)
 
-    _forget_peak()
+    forget_peak()
     rates = [product_rate()]
     with contextlib.redirect_stdout(io.StringIO()):
         begun = (home / "config.yaml").exists()
@@ -164,21 +165,6 @@ def product_rate() -> float:
         a @ a
         seconds.append(time.perf_counter() - began)
     return round(2 * MATRIX**3 / min(seconds) / 1e9, 2)
-
-
-def _forget_peak() -> None:
-    """Let the kernel's peak of this process's memory begin anew, where it can (Linux)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak() -> float | None:
-    """The most memory that this process has held, in GiB; None where the kernel does not tell."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) / 2**20, 3)
-    return None
 
 
 def operations(problem: str, methods: Sequence[str], settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
