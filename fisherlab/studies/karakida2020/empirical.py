@@ -61,10 +61,8 @@ def tables(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
         for variant in ISOTROPIC:
             for kind in ("Fisher", "empirical"):
                 net.restore()
-                runs += [
-                    told | {"variant": variant, "kind": kind} | row
-                    for row in _train(net, points, variant, kind, settings)
-                ]
+                own = told | {"variant": variant, "kind": kind}
+                runs += [own | row for row in _train(net, points, variant, kind, settings)]
         bar.update()
     return {ALONG: pd.DataFrame(along), RUNS: pd.DataFrame(runs)}
 
@@ -75,16 +73,22 @@ def _along(net: Net, points: Data, settings: Mapping[str, Any]) -> list[dict[str
     for step in range(settings["empirical_steps"] + 1):
         one = net.jacobian(points.x)
         r = one.outputs - points.y
-        spread = float(r.square().std() / r.square().mean())
         for variant in VARIANTS:
             for kind in ("Fisher", "empirical"):
                 s = kernel(one, r if kind == "empirical" else torch.ones_like(r), variant, settings["unit_rho"])
-                moved = s @ r
-                cosine = float(moved @ r / (moved.norm() * r.norm()))
-                told = {"step": step, "variant": variant, "kind": kind, "spread": spread}
-                rows.append(told | {"isotropy": isotropy(s), "cosine": cosine})
+                rows.append({"step": step, "variant": variant, "kind": kind} | _shape(s, r))
         net.move(make("exact", one).step(one, r), settings["empirical_rate"])
     return rows
+
+
+def _shape(s: Tensor, r: Tensor) -> dict[str, float]:
+    """Isotropy of S, the cosine of S r with r, and the spread of the squared residuals."""
+    moved = s @ r
+    return {
+        "isotropy": isotropy(s),
+        "cosine": float(moved @ r / (moved.norm() * r.norm())),
+        "spread": float(r.square().std() / r.square().mean()),
+    }
 
 
 def kernel(one: Jacobian, weights: Tensor, variant: str, unit_rho: float) -> Tensor:
@@ -112,14 +116,8 @@ def _train(net: Net, points: Data, variant: str, kind: str, settings: Mapping[st
         one = net.jacobian(points.x)
         r = one.outputs - points.y
         size = r.abs()
-        rows.append(
-            {
-                "step": step,
-                "loss": float(loss(one.outputs, points.y)),
-                "least": float(size.min()),
-                "most": float(size.max()),
-            }
-        )
+        told = {"step": step, "loss": float(loss(one.outputs, points.y))}
+        rows.append(told | {"least": float(size.min()), "most": float(size.max())})
         if not float(size.max()) < 1e3:
             break
         weights = r if kind == "empirical" else torch.ones_like(r)
@@ -128,6 +126,7 @@ def _train(net: Net, points: Data, variant: str, kind: str, settings: Mapping[st
             found = make(variant, scaled, NONE)
         except UsageError:
             break
+        rows[-1] |= _shape(found.kernel(grams(scaled), scaled) / weights[:, None] / weights, r)
         if not eta:
             eta = settings["empirical_rate"] * best_rate(variant, r, net.layers)
             eta *= float(r.square().mean()) if kind == "empirical" else 1.0

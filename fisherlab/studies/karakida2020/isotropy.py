@@ -84,21 +84,11 @@ def _numbers(s: Tensor, variant: str, net: Net) -> dict[str, float]:
         return dict.fromkeys(NUMBERS, float("nan"))
     values = torch.linalg.eigvalsh(s)
     mean = float(s.diagonal().mean())
-    known = variant in ("exact", "layer", "tridiagonal", "kfac", "unit") and (variant, net.layers % 3) != (
-        "tridiagonal",
-        2,
-    )
+    known = variant not in ("gd", "diagonal") and (variant, net.layers % 3) != ("tridiagonal", 2)
     options: dict[str, Any] = {"examples": len(s), "width": net.width, "slope": 0.5}
     limit = theory.alpha(variant, net.layers, **options) if known else float("nan")
-    found = (
-        isotropy(s),
-        mean,
-        limit,
-        float(values[-1]) / mean,
-        float(values[0]) / mean,
-        float(s.diagonal().std()) / mean,
-    )
-    return dict(zip(NUMBERS, found, strict=True))
+    shape = (float(v) / mean for v in (values[-1], values[0], s.diagonal().std()))
+    return dict(zip(NUMBERS, (isotropy(s), mean, limit, *shape), strict=True))
 
 
 def _spectra(kept: Mapping[str, Tensor]) -> pd.DataFrame:
