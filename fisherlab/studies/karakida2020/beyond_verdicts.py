@@ -1,0 +1,136 @@
+"""What happens beyond the theory: cross-entropy, mini-batches, feature learning, the empirical Fisher; all ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fisherlab.studies.judge import Effect
+from fisherlab.studies.karakida2020 import cross_entropy, empirical, gap, minibatch
+from fisherlab.studies.karakida2020.asked import Asked, judged, numbers
+from fisherlab.studies.karakida2020.descent import ISOTROPIC
+from fisherlab.studies.karakida2020.tables import found, slopes, widths
+from fisherlab.studies.study import Claim
+
+NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
+NEAR = 0.1  # a tenth: what counts as following a prediction here
+LEAST = 256
+SOURCE = "ours, beyond the theory"
+
+
+def claims(folder: Path, settings: dict[str, Any], decisive: bool) -> list[Claim]:
+    """Judge by the tables that there are.
+
+    Args:
+        folder: The study's folder.
+        settings: The scale's.
+        decisive: Whether a deviation of what is deterministic contradicts.
+
+    Returns:
+        The claims.
+    """
+    del decisive
+    made: list[Claim] = []
+    for name, judge in ((gap.GAP, _features), (cross_entropy.TABLE, _cross_entropy), (minibatch.TABLE, _batches)):
+        table = found(folder, name) if isinstance(name, str) else widths(folder, name)
+        if table is not None:
+            made += list(judge(table, settings))
+    along, runs = (found(folder, name) for name in (empirical.ALONG, empirical.RUNS))
+    if along is not None and runs is not None:
+        made += list(_empirical(along, runs, settings))
+    return made
+
+
+def _features(table: Any, settings: dict[str, Any]) -> Iterator[Claim]:
+    """Feature learning: the kernel's change during one step at the best rate."""
+    own = table[table["network"] == "relu"]
+    asked = []
+    for variant in ISOTROPIC:
+        rows = own[own["variant"] == variant]
+        change = rows.groupby("width")["kernel_change"].median()
+        still = change[change < NEAR]
+        since = f"below {NEAR:g} from width {still.index.min()}" if len(still) else f"nowhere below {NEAR:g}"
+        found = slopes(rows, "kernel_change", LEAST)
+        wide = f"{max(LEAST, rows['width'].min())} to {rows['width'].max()}"
+        asked.append(Asked(
+            f"{NAMES[variant]}: the kernel's change in one step, feature learning, falls with width", SOURCE,
+            f"{settings['dataset']}, relu, widths {wide}, eta = 1/alpha",
+            "a negative slope in log-log (-1/2 or -1 by theories of finite width)",
+            f"slope {numbers(found)}; median change {', '.join(f'{w}: {c:.2g}' for w, c in change.items())}; {since}",
+            Effect([-s for s in found]), "minus the slope, fitted per seed",
+        ))  # fmt: skip
+    yield from judged(asked)
+
+
+def _cross_entropy(table: Any, settings: dict[str, Any]) -> Iterator[Claim]:
+    asked = []
+    for variant in (*ISOTROPIC, "unit"):
+        own = table[(table["variant"] == variant) & (table["step"] > 0)]
+        off = np.exp(np.log(own["loss"] / own["loss_theory"]).abs().groupby(own["seed"]).max()) - 1
+        far = table[table["variant"] == variant].groupby("seed")["isotropy"].max()
+        asked.append(Asked(
+            f"cross-entropy, {NAMES.get(variant, 'unit-wise')}: outputs move by alpha (p - y) / (p (1 - p))", SOURCE,
+            f"{settings['dataset']}, width {settings['width']}, relu, eta = 1/alpha, {settings['steps']} steps",
+            f"loss within {NEAR:.0%} of that recursion's at every step",
+            f"largest factor less 1: {numbers(off.tolist())}; isotropy error in that metric {numbers(far.tolist())}",
+            Effect([NEAR - v for v in off]), f"{NEAR:g} less the deviation",
+        ))  # fmt: skip
+    yield from judged(asked)
+
+
+def _batches(table: Any, settings: dict[str, Any]) -> Iterator[Claim]:
+    asked = []
+    last = table[(table["epoch"] == table["epoch"].max()) & (table["batch"] == table["batch"].min())]
+    start = table[table["epoch"] == 0].groupby(["seed", "variant"])["loss"].first()
+    batch, epochs = int(last["batch"].iloc[0]), int(last["epoch"].iloc[0])
+    steps = epochs * -(-settings["examples"] // batch)
+    rate = f"eta = {settings['slow']:g}/alpha"
+    setting = f"{settings['dataset']}, width {settings['middle_width']}, relu, batches of {batch}, {rate}"
+    for variant in ISOTROPIC:
+        own = last[last["variant"] == variant].set_index("seed")
+        share = own["loss"] / start.xs(variant, level="variant")
+        closed = (1 - settings["slow"]) ** (2 * steps)
+        still = own["loss_frozen"] / start.xs(variant, level="variant")
+        asked.append(Asked(
+            f"mini-batches, {NAMES[variant]}: the loss falls slower than (1 - alpha eta)^(2t)", SOURCE,
+            f"{setting}, {epochs} epochs, {steps} steps", f"more than twice {closed:.2g} left",
+            f"left {numbers(share.tolist())}; with kernels held still {numbers(still.tolist())}",
+            Effect((np.log(share / closed) - np.log(2)).tolist()), "log ratio less log 2",
+        ))  # fmt: skip
+    yield from judged(asked)
+
+
+def _empirical(along: Any, runs: Any, settings: dict[str, Any]) -> Iterator[Claim]:
+    setting = f"{settings['dataset']}, width {settings['middle_width']}, relu, undamped"
+    first = (
+        along[(along["step"] == 0) & (along["kind"] == "empirical")].groupby(["variant", "seed"])["isotropy"].first()
+    )
+    asked = []
+    for variant in ISOTROPIC:
+        own = runs[(runs["variant"] == variant) & (runs["kind"] == "empirical")].dropna(subset=["isotropy"])
+        most = own.groupby("seed")["isotropy"].max()
+        cosine = own.groupby("seed")["cosine"].min()
+        asked.append(Asked(
+            f"empirical Fisher, {NAMES[variant]}: its function-space gradient does not stay isotropic", SOURCE,
+            f"{setting}, {settings['empirical_steps']} steps of its own at {settings['empirical_rate']:g}/alpha",
+            "isotropy error above 0.5 on the way (the Fisher's: 0)",
+            f"at the start {numbers(first[variant].tolist())}, on the way up to {numbers(most.tolist())}; "
+            f"smallest cosine of S r with r {numbers(cosine.tolist())}",
+            Effect([v - 0.5 for v in most]), "largest isotropy error less 0.5",
+        ))  # fmt: skip
+    yield from judged(asked)
+    last = runs.sort_values("step").groupby(["variant", "kind", "seed"])["loss"].last()
+    asked = []
+    for variant in ISOTROPIC:
+        losses = {kind: last[variant, kind] for kind in ("empirical", "Fisher")}
+        ratio = np.log(losses["empirical"] / losses["Fisher"])
+        asked.append(Asked(
+            f"empirical Fisher, {NAMES[variant]}: it ends with a larger loss than the Fisher", SOURCE,
+            f"{setting}, {settings['empirical_steps']} steps, first steps of equal mean size", "more than twice",
+            f"losses {numbers(losses['empirical'].tolist())} against {numbers(losses['Fisher'].tolist())}",
+            Effect((ratio - np.log(2)).tolist()), "log ratio less log 2",
+        ))  # fmt: skip
+    yield from judged(asked)
