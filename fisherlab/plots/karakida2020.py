@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from fisherlab.plots.beside import legend
 from fisherlab.plots.karakida2020_beyond import beyond
-from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, note
+from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, note, sizes_on
 from fisherlab.studies.karakida2020 import dynamics, gap, isotropy, unitwise
 from fisherlab.studies.karakida2020.tables import found, settings_of, slopes, widths
 
 SHOWN = ("gd", "layer", "kfac", "unit", "diagonal")  # the whole and the tridiagonal Fisher look like the layer-wise one
 FLOOR = 1e-9
+ROUNDING = 1e-7  # below, an isotropy error is that of float64 solves
 
 
 def figures(folder: Path) -> dict[str, Figure]:
@@ -66,7 +67,7 @@ def _training(table: Any, settings: dict[str, Any]) -> Figure:
     left.plot(steps, (1 - settings["slow"]) ** (2 * steps), "k-", lw=1, label="theory (1 - αη)$^{2t}$", zorder=0)
     left.set(yscale="log", xlabel="step t", ylabel="training loss / loss at the start")
     left.set_title(f"η = {settings['slow']:g}/α", fontsize="medium")
-    right.set(yscale="log", xlabel="step t")
+    right.set(yscale="log", xlabel="step t", xticks=range(settings["steps"] + 1))
     right.set_title(
         "η = 1/α: theory leaves nothing after one step\n(but for the coloured lines: S as it began)", fontsize="medium"
     )
@@ -160,11 +161,12 @@ def _isotropy(table: Any, settings: dict[str, Any]) -> Figure:
     for axis, (name, x, told, title) in zip(axes, panels, strict=True):
         rows = table[table["axis"] == name]
         for variant, own in _by_variant(rows):
-            band(axis, own.assign(isotropy=own["isotropy"].clip(lower=1e-16)), x, "isotropy", variant)
+            band(axis, own.assign(isotropy=own["isotropy"].clip(lower=ROUNDING)), x, "isotropy", variant)
         axis.set(xlabel=told, yscale="log", xscale="linear" if name == "layers" else "log")
         axis.set_title(title, fontsize="medium")
     axes[0].axhline(0.02, color="0.7", lw=0.8, ls=":")
-    axes[0].set_ylabel("isotropy error ‖S - (tr S/N) I‖ / ‖S‖")
+    axes[0].set_ylabel(f"isotropy error ‖S - (tr S/N) I‖ / ‖S‖\n(drawn at {ROUNDING:g} where it is below)")
+    sizes_on(axes[0], settings["widths"])
     axes[1].set_xticks(sorted(table[table["axis"] == "layers"]["layers"].unique()))
     legend(figure, axes)
     return figure
@@ -217,10 +219,12 @@ def _width(left: Any, kernels: Any) -> Figure:
         median = total[total["examples"] == "train"].groupby("width")["distance"].median()
         axes[2].plot(median.index, median, label=network, **style)
     axes[1].set(xscale="log", yscale="log", xlabel="width M", ylim=(None, 10))
-    axes[1].set_title("all networks: the whole Fisher (solid), K-FAC (dotted)", fontsize="medium")
+    axes[1].set_title("the whole Fisher (solid),\nK-FAC (dotted)", fontsize="medium")
     sizes = np.array(sorted(kernels["width"].unique()), float)
     axes[2].plot(sizes, 2.5 * sizes**-0.5, "k--", lw=0.8, label="slope -1/2")
     axes[2].set(xscale="log", yscale="log", xlabel="width M", ylabel="‖Θ - Θ(∞)‖ / ‖Θ(∞)‖")
-    axes[2].set_title("kernel, from that of infinite width", fontsize="medium")
+    axes[2].set_title("the kernel's distance from\nthat of infinite width", fontsize="medium")
+    for axis in axes:
+        sizes_on(axis, sizes)
     legend(figure, axes[1:])
     return figure

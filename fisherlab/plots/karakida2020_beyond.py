@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fisherlab.plots.beside import legend
-from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look
+from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, sizes_on
 from fisherlab.studies.karakida2020 import cross_entropy, empirical, gap, minibatch
 from fisherlab.studies.karakida2020.tables import found, widths
 
@@ -54,6 +54,7 @@ def _cross_entropy(table: Any, left: Any, settings: dict[str, Any]) -> Figure:
     two.set_title(
         "feature learning: the kernel's change in one step\nof the squared loss at η = 1/α", fontsize="medium"
     )
+    sizes_on(two, sorted(own["width"].unique()))
     legend(figure, [one, two])
     return figure
 
@@ -112,12 +113,12 @@ def _empirical(along: Any, runs: Any, settings: dict[str, Any]) -> Figure:
             own = runs[(runs["variant"] == variant) & (runs["kind"] == kind)]
             drawn += [(two, own, "isotropy"), (three, own, "loss")] if len(own) else []
             for axis, rows, column in drawn:
-                middle = rows.groupby("step")[column].median().clip(lower=1e-16)
+                middle = rows.groupby("step")[column].median()
                 axis.plot(middle.index, middle, **style | ({"mfc": style["color"]} if fill else {}))
     one.set_title("along the path of the whole Fisher", fontsize="medium")
     two.set_title("each along its own path", fontsize="medium")
     for axis in (one, two):
-        axis.set(yscale="log", xlabel="step", ylabel="isotropy error of J G$^{-1}$ Jᵀ / N")
+        axis.set(ylim=(-0.03, 1.03), xlabel="step", ylabel="isotropy error of J G$^{-1}$ Jᵀ / N")
     three.set(yscale="log", xlabel="step", ylabel="training loss (median)")
     three.set_title(f"first steps of {settings['empirical_rate']:g}/α in the mean", fontsize="medium")
     figure.suptitle(

@@ -56,6 +56,17 @@ def band(axis: Axes, table: Any, x: str, y: str, variant: str, *, shift: float =
     axis.errorbar(middle.index.to_numpy(float) + shift, middle.to_numpy(), yerr=bars, **style)
 
 
+def sizes_on(axis: Axes, sizes: Any) -> None:
+    """Tick a logarithmic axis of widths where there are measurements.
+
+    Args:
+        axis: Where.
+        sizes: The widths.
+    """
+    axis.set_xticks([float(s) for s in sizes], [f"{int(s)}" for s in sizes], rotation=45)
+    axis.minorticks_off()
+
+
 def note(figure: Figure, scale: str) -> None:
     """Say at which scale a figure was made.
 

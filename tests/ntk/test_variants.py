@@ -1,5 +1,7 @@
 """Every natural gradient through its dual equals the dense solve; what has no solution is refused with the reason."""
 
+import copy
+
 import pytest
 import torch
 
@@ -116,6 +118,44 @@ def test_a_step_moves_the_outputs_by_s():
                 p.data.sub_(part, alpha=eta)
         moved = (one.outputs - model(x).detach()[:, 0]) / eta
         assert_close(moved, found.kernel(grams(one), one) @ r, 1e-3)
+
+
+def test_kfac_s_step_needs_no_factor_of_the_width():
+    """Caution 2 of the sheet: in the weights' own coordinates the step moves the outputs by (N (L - 1) + 1) r as it is."""
+    for width in (16, 64):
+        model, x, _, y = problem(width=width)
+        capture = Capture(model)
+        one = Jacobian.of(capture, x)
+        r, eta = one.outputs - y, 1e-7
+        for layer, u in zip(capture.layers, make("kfac", one).step(one, r), strict=True):
+            layer.module.weight.data.sub_(u, alpha=eta)
+        moved = (one.outputs - model(x).detach()[:, 0]) / eta
+        assert_close(moved, (len(x) * 2 + 1) * r, 1e-3)
+
+
+def plain(model):
+    """The same function in plain weight coordinates: the scales multiplied into the weights."""
+    other = copy.deepcopy(model)
+    for layer in Capture(other).layers:
+        layer.module.weight.data.mul_(layer.module.scale)
+        layer.module.scale = 1.0
+    return other
+
+
+def test_the_parameterisation_matters_where_layers_are_summed():
+    """The whole Fisher's pseudo-inverse and damping see coordinates; undamped layer-wise blocks and K-FAC do not."""
+    model, x, test, _ = problem()
+    moves = {}
+    for name, net in (("ntk", model), ("plain", plain(model))):
+        one, rows = jacobians(net, x, test)
+        for variant, damping in (("exact", 0.0), ("layer", 0.0), ("kfac", 0.0), ("layer", 0.1)):
+            found = make(variant, one, Damping(damping))
+            moves[name, variant, damping] = found.kernel(grams(rows, one), rows)
+    for variant in ("layer", "kfac"):
+        assert_close(moves["plain", variant, 0.0], moves["ntk", variant, 0.0], 1e-6)
+    for variant, damping in (("exact", 0.0), ("layer", 0.1)):
+        off = moves["plain", variant, damping] - moves["ntk", variant, damping]
+        assert off.abs().max() > 0.01 * moves["ntk", variant, damping].abs().max()
 
 
 def test_isotropy_is_the_share_that_is_no_multiple_of_the_identity():

@@ -61,7 +61,8 @@ def _gap(table: Any, settings: dict[str, Any], decisive: bool, folder: Path) -> 
     for variant, bar in BARS.items():
         left = own[(own["variant"] == variant) & (own["width"] == width)]["left"].tolist()
         asked.append(Asked(
-            f"{NAMES[variant]}: one step at eta = 1/alpha ends the training", "README (the whole Fisher); bar ours",
+            f"{NAMES[variant]}: one step at eta = 1/alpha ends the training",
+            "released README (the whole Fisher); bar ours",
             setting, f"below {bar:g} of the starting loss left (theory: 0)",
             f"left: {numbers(left)}", below(left, bar), "log of the bar over what is left",
         ))  # fmt: skip
@@ -72,7 +73,7 @@ def _gap(table: Any, settings: dict[str, Any], decisive: bool, folder: Path) -> 
         found = slopes(rows, "left", LEAST)
         wide = f"{max(LEAST, rows['width'].min())} to {rows['width'].max()}"
         asked.append(Asked(
-            f"{NAMES[variant]}: what one step leaves falls with width", "4.4 of the sheet (slope ours)",
+            f"{NAMES[variant]}: what one step leaves falls with width", "ours",
             _setting(settings, width).replace(f"width {width}", f"widths {wide}"), "a negative slope in log-log",
             f"slope {numbers(found)}", Effect([-s for s in found]), "minus the slope, fitted per seed",
         ))  # fmt: skip
@@ -90,7 +91,7 @@ def _dynamics(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
     )
     yield from judged([
         Asked(
-            f"{NAMES[variant]}: the training loss follows (1 - alpha eta)^(2t)", "4.2 of the sheet, released code",
+            f"{NAMES[variant]}: the training loss follows (1 - alpha eta)^(2t)", "released code",
             setting, f"within {FEW:.0%} at every step", f"largest deviation: {numbers(off[variant].tolist())}",
             Effect([FEW - v for v in off[variant]]), f"{FEW:g} less the deviation",
         )
@@ -132,7 +133,7 @@ def _test_outputs(folder: Path, settings: dict[str, Any]) -> Iterator[Claim]:
         like = np.corrcoef(apart["measured"], apart["theory"])[0, 1]
         asked.append(Asked(
             f"{NAMES[variant]} and the whole Fisher agree in training, and differ at test inputs as theory says",
-            "summary",
+            "summary of the paper",
             f"{_setting(settings, settings['width'])}; after {settings['steps']} steps at eta = 1/alpha",
             "test outputs further from the whole Fisher's than from their own theory",
             f"apart (RMS) {numbers(size['measured'])}, in theory {numbers(size['theory'])}; off its theory "
@@ -154,7 +155,8 @@ def _isotropy(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
     worst = near.groupby("variant")["isotropy"].max()
     off = (near["alpha"] / near["alpha_theory"] - 1).abs().max()
     yield Claim(
-        "S = J G^-1 J^T / N is alpha I for the whole Fisher, layer-wise, block-tridiagonal and K-FAC", "summary; 4.2",
+        "S = J G^-1 J^T / N is alpha I for the whole Fisher, layer-wise, block-tridiagonal and K-FAC",
+        "summary of the paper",
         f"{all_widths}; L = {', '.join(map(str, settings['depths']))} at width {settings['middle_width']}; undamped",
         "isotropy error near zero, alpha = 1, L, s or s + 1, N (L - 1) + 1",
         f"largest isotropy error: {', '.join(f'{NAMES[v]} {worst[v]:.0e}' for v in ISOTROPIC)}; alpha off by {off:.0e}",
@@ -167,17 +169,18 @@ def _isotropy(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
     rho = f"rho {settings['unit_rho']:g} of each block's mean eigenvalue"
     yield from judged([
         Asked(
-            "unit-wise S is near isotropic in a wide network", "summary; bar ours",
+            "unit-wise S is near isotropic in a wide network", "summary of the paper; bar ours",
             f"{_setting(settings, top)}; {rho}", "isotropy error below 0.02", numbers(at_top),
             below(at_top, 0.02), "log of 0.02 over the error",
         ),
         Asked(
-            "unit-wise S becomes more isotropic with width", "summary", f"{all_widths}; {rho}",
+            "unit-wise S becomes more isotropic with width", "summary of the paper", f"{all_widths}; {rho}",
             "a negative slope in log-log (-1/2 where active units are counted)", f"slope {numbers(falls)}",
             Effect([-s for s in falls]), "minus the slope, fitted per seed",
         ),
         Asked(
-            "the entry-wise diagonal Fisher's S is not isotropic at any width", "summary", f"{all_widths}; undamped",
+            "the entry-wise diagonal Fisher's S is not isotropic at any width", "summary of the paper",
+            f"{all_widths}; undamped",
             "isotropy error above 0.5 at every width",
             f"smallest over the widths {numbers(least)}; slope with width {numbers(trend)}",
             Effect([v - 0.5 for v in least]), "the smallest error less 0.5",
@@ -199,7 +202,7 @@ def _unitwise(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
     setting = _setting(settings, top)
     yield from judged([
         Asked(
-            "unit-wise isotropy needs a small rho", "summary (bound A^3 rho^-6 / sqrt(M) not tested)", setting,
+            "unit-wise isotropy needs a small rho", "summary of the paper (not its bound)", setting,
             f"isotropy error at rho = {most:g} more than twice that at {near:g}",
             f"ratio {numbers(np.exp(worse).tolist())}",
             Effect([w - np.log(2) for w in worse]), "log ratio less log 2",
@@ -210,14 +213,15 @@ def _unitwise(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
             Effect([FEW - abs(v) for v in off]), f"{FEW:g} less the deviation",
         ),
         Asked(
-            "an absolute rho loses its isotropy with width where a relative one gains", "4.4 of the sheet",
+            "an absolute rho loses its isotropy with width where a relative one gains", "ours",
             f"{setting.replace(f'width {top}', f'widths to {top}')}; rho = {near:g} of the mean at the smallest width",
             "slope of the isotropy error against width larger for the absolute one",
             f"slopes {numbers(change['absolute'])} and {numbers(change['relative'])}",
             Effect((np.array(change["absolute"]) - np.array(change["relative"])).tolist()), "difference of slopes",
         ),
         Asked(
-            "unit-wise: what one step leaves falls with width", "summary", f"{setting}; eta = 1 / mean diagonal of S",
+            "unit-wise: what one step leaves falls with width", "summary of the paper",
+            f"{setting}; eta = 1 / mean diagonal of S",
             "a negative slope in log-log",
             f"slope {numbers(left)}; left at width {top}: {numbers(at_top.loc[near]['left'].tolist())}, with S held "
             f"still {numbers(at_top.loc[near]['left_theory'].tolist())}",
@@ -232,7 +236,7 @@ def _kernels(table: Any, settings: dict[str, Any], decisive: bool, folder: Path)
     for network, rows in own.groupby("network"):
         found, top = slopes(rows, "distance"), rows["width"].max()
         asked.append(Asked(
-            f"{network}: the empirical kernel approaches that of infinite width", "4.2 of the sheet",
+            f"{network}: the empirical kernel approaches that of infinite width", "released code's kernels",
             f"widths {rows['width'].min()} to {top}, N = {settings['examples']}, relative Frobenius distance of Theta",
             "a slope near -1/2: below -0.35",
             f"slope {numbers(found)}; distance at {top}: {numbers(rows[rows['width'] == top]['distance'].tolist())}",
