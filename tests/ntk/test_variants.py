@@ -121,7 +121,7 @@ def test_a_step_moves_the_outputs_by_s():
 
 
 def test_kfac_s_step_needs_no_factor_of_the_width():
-    """Caution 2 of the sheet: in the weights' own coordinates the step moves the outputs by (N (L - 1) + 1) r as it is."""
+    """Caution 2 of the sheet: in the weights' own coordinates the step moves the outputs by (N (L - 1) + 1) r."""
     for width in (16, 64):
         model, x, _, y = problem(width=width)
         capture = Capture(model)
@@ -140,6 +140,23 @@ def plain(model):
         layer.module.weight.data.mul_(layer.module.scale)
         layer.module.scale = 1.0
     return other
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32_networks_are_solved_in_float64(variant):
+    """Kernels and solves are float64 whatever the network's dtype; only what enters and leaves is rounded."""
+    model, x, _, y = problem()
+    damping = Damping(1e-2 if variant == "unit" else 0.0)
+    found = []
+    for net, inputs in ((model, x), (copy.deepcopy(model).float(), x.float())):
+        one = Jacobian.of(Capture(net), inputs)
+        made = make(variant, one, damping)
+        found.append((made.kernel(grams(one), one), flat(made.step(one, y.to(inputs.dtype)))))
+    (s, step), (rough, rough_step) = found
+    assert rough.dtype == torch.float64
+    assert rough_step.dtype == torch.float32
+    assert_close(rough, s, 1e-4)
+    assert_close(rough_step, step, 1e-3)
 
 
 def test_the_parameterisation_matters_where_layers_are_summed():
