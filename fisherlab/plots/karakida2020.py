@@ -226,5 +226,5 @@ def _width(left: Any, kernels: Any) -> Figure:
     axes[2].set_title("the kernel's distance from\nthat of infinite width", fontsize="medium")
     for axis in axes:
         sizes_on(axis, sizes)
-    legend(figure, axes[1:])
+    legend(figure, axes[1:], "inputs of norm 1 for relu,\nof norm √M$_0$ for the others")
     return figure

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 NAMES = {
     "gd": "gradient descent", "exact": "whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal",
@@ -64,7 +65,7 @@ def sizes_on(axis: Axes, sizes: Any) -> None:
         sizes: The widths.
     """
     axis.set_xticks([float(s) for s in sizes], [f"{int(s)}" for s in sizes], rotation=45)
-    axis.minorticks_off()
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def note(figure: Figure, scale: str) -> None:

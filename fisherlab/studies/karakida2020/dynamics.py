@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from fisherlab.ntk import VARIANTS, theory
+from fisherlab.ntk import VARIANTS, Grams, theory
 from fisherlab.studies.karakida2020.descent import ISOTROPIC, damping_of, descend, infinite_width, linearise
 from fisherlab.studies.karakida2020.problem import Data, Net, data, infinite, loss
 from fisherlab.studies.study import Part, Tables
@@ -42,41 +42,55 @@ def tables(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
     Returns:
         dynamics.csv: a row per seed, variant, rate and step; predictions.csv.gz: last outputs at each test example.
     """
-    points, layers, width = data(settings), settings["layers"], settings["width"]
-    kernels = infinite("relu", points, layers)
-    rates = {1.0: settings["steps"], settings["slow"]: settings["slow_steps"]}
+    points = data(settings)
+    kernels = infinite("relu", points, settings["layers"])
     bar.reset(settings["seeds"] * len(VARIANTS))
     rows: list[pd.DataFrame] = []
     outputs: list[pd.DataFrame] = []
     for seed in range(settings["seeds"]):
-        net = Net("relu", points.x.shape[1], width, layers, seed)
+        net = Net("relu", points.x.shape[1], settings["width"], settings["layers"], seed)
         for variant in VARIANTS:
-            net.restore()
-            told = {"seed": seed, "variant": variant, "width": width, "layers": layers}
-            damping = damping_of(variant, settings["unit_rho"])
-            here = linearise(net, points, variant, damping)
-            limit = infinite_width(kernels, net, points, variant)
-            start = theory.Path(net.outputs(points.x), net.outputs(points.x_test))
-            for factor, steps in rates.items():
-                if factor != 1 and variant not in (*ISOTROPIC, "gd"):
-                    continue  # the slow rate is for what has a closed form
-                run = descend(net, points, variant, damping, factor * here.eta, steps)
-                paths = {"theory": theory.linear(start, points.y, here.s, here.s_test, factor * here.eta, steps)}
-                if limit is not None:
-                    paths["limit"] = theory.linear(start, points.y, limit.s, limit.s_test, factor * limit.eta, steps)
-                if variant == "gd":
-                    # S = Theta / N, so this is the flow of the released code's prediction.
-                    theta, across = here.s * len(points.y), here.s_test * len(points.y)
-                    paths["flow"] = theory.flow(start, points.y, theta, across, factor * here.eta, steps)
-                one = told | {"factor": factor, "eta": factor * here.eta}
-                rows.append(_losses(one, {"measured": theory.Path(*run), **paths}, points))
+            told = {"seed": seed, "variant": variant, "width": net.width, "layers": net.layers}
+            for factor, eta, paths in _runs(net, points, variant, kernels, settings):
+                rows.append(_losses(told | {"factor": factor, "eta": eta}, paths, points))
                 if factor == 1:
-                    last = {"measured": run.test[-1]} | {name: path.test[-1] for name, path in paths.items()}
-                    shown = {name: f.tolist() for name, f in last.items() if name != "flow"}
-                    frame = pd.DataFrame({"target": points.y_test.tolist(), "start": start.test.tolist(), **shown})
-                    outputs.append(frame.assign(seed=seed, variant=variant, example=range(len(frame))).round(6))
+                    outputs.append(_outputs(paths, points).assign(seed=seed, variant=variant))
             bar.update()
     return {TABLE: pd.concat(rows, ignore_index=True), OUTPUTS: pd.concat(outputs, ignore_index=True)}
+
+
+def _runs(
+    net: Net, points: Data, variant: str, kernels: tuple[Grams, Grams], settings: Mapping[str, Any]
+) -> Iterator[tuple[float, float, dict[str, theory.Path]]]:
+    """Train at both rates; gives the share of the best rate, eta, and outputs as measured and as each theory has them.
+
+    `theory` holds S where it began, `limit` takes that of infinite width, `flow` is the released code's prediction of
+    gradient descent.
+    """
+    net.restore()
+    damping = damping_of(variant, settings["unit_rho"])
+    here = linearise(net, points, variant, damping)
+    limit = infinite_width(kernels, net, points, variant)
+    start = theory.Path(net.outputs(points.x), net.outputs(points.x_test))
+    for factor, steps in ((1.0, settings["steps"]), (settings["slow"], settings["slow_steps"])):
+        if factor != 1 and variant not in (*ISOTROPIC, "gd"):
+            continue  # the slow rate is for what has a closed form
+        eta = factor * here.eta
+        paths = {"measured": theory.Path(*descend(net, points, variant, damping, eta, steps))}
+        paths["theory"] = theory.linear(start, points.y, here.s, here.s_test, eta, steps)
+        if limit is not None:
+            paths["limit"] = theory.linear(start, points.y, limit.s, limit.s_test, factor * limit.eta, steps)
+        if variant == "gd":  # S = Theta / N
+            theta, across = here.s * len(points.y), here.s_test * len(points.y)
+            paths["flow"] = theory.flow(start, points.y, theta, across, eta, steps)
+        yield factor, eta, paths
+
+
+def _outputs(paths: Mapping[str, theory.Path], points: Data) -> pd.DataFrame:
+    """The first and the last outputs at each test example."""
+    last = {name: path.test[-1].tolist() for name, path in paths.items() if name != "flow"}
+    told = {"target": points.y_test.tolist(), "start": paths["measured"].test[0].tolist()}
+    return pd.DataFrame(told | last).round(6).assign(example=range(len(points.y_test)))
 
 
 def _losses(told: dict[str, Any], paths: Mapping[str, theory.Path], points: Data) -> pd.DataFrame:
@@ -86,6 +100,7 @@ def _losses(told: dict[str, Any], paths: Mapping[str, theory.Path], points: Data
         tail = "" if name == "measured" else f"_{name}"
         frame[f"train_loss{tail}"] = loss(path.train, points.y).tolist()
         frame[f"test_loss{tail}"] = loss(path.test, points.y_test).tolist()
+        frame[f"train_error{tail}"] = (path.train * points.y <= 0).double().mean(-1).tolist()
         frame[f"test_error{tail}"] = (path.test * points.y_test <= 0).double().mean(-1).tolist()
         if name != "measured":
             apart = (paths["measured"].test - path.test).square().mean(-1).sqrt()

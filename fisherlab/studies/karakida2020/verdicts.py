@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 
 from fisherlab.ntk import theory
+from fisherlab.studies.judge import LEAST as JUDGED
 from fisherlab.studies.judge import Effect, holds
 from fisherlab.studies.karakida2020 import beyond_verdicts, cost, dynamics, gap, isotropy, refusals, unitwise
 from fisherlab.studies.karakida2020.asked import Asked, below, judged, numbers
 from fisherlab.studies.karakida2020.descent import ISOTROPIC
 from fisherlab.studies.karakida2020.tables import found, settings_of, slopes, widths
+from fisherlab.studies.martens2015.run_verdicts import prediction
 from fisherlab.studies.study import Claim
 
 NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
 BARS = {"exact": 3e-3, "layer": 3e-3, "tridiagonal": 1e-2}
 LEAST = 256  # width from which slopes are fitted: below, a step at the best rate diverges for some
 FEW = 0.05  # "a few percent"
+PUBLISHED = 2e-4  # training loss after one step in the released README
 
 
 def claims(folder: Path) -> list[Claim]:
@@ -98,6 +101,7 @@ def _dynamics(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
         for variant in ISOTROPIC
     ])  # fmt: skip
     yield _kfac_rate(slow, settings, setting)
+    yield from _published(table, settings, decisive)
     yield from _test_outputs(folder, settings)
 
 
@@ -116,6 +120,27 @@ def _kfac_rate(slow: Any, settings: dict[str, Any], setting: str) -> Claim:
             Effect(nearer.tolist()), "how much nearer",
         )
     ])[0]  # fmt: skip
+
+
+def _published(table: Any, settings: dict[str, Any], decisive: bool) -> Iterator[Claim]:
+    """The run that the released README shows: width 4096, MNIST 0 and 1, the whole Fisher at eta = 1."""
+    own = table[(table["variant"] == "exact") & (table["factor"] == 1) & (table["step"] == 1)]
+    if (settings["dataset"], settings["width"]) != ("mnist", 4096) or own["seed"].nunique() < JUDGED:
+        return
+    setting = f"{_setting(settings, settings['width'])}; float64, images in the original's order; theirs float32, tfds"
+    low, high = prediction(own["train_loss"].tolist())
+    yield Claim(
+        "the whole Fisher's training loss after one step is the released README's", "released README", setting,
+        f"{PUBLISHED:g} (from 0.134)", numbers(own["train_loss"].tolist()), len(own),
+        f"95 % prediction interval of one more run [{low:.2g}, {high:.2g}]",
+        holds(low <= PUBLISHED <= high, decisive=decisive),
+    )  # fmt: skip
+    errors = own[["train_error", "test_error"]].max(axis=1)
+    yield Claim(
+        "after one step of the whole Fisher all training and test examples are on their side", "released README",
+        setting, "accuracy 1", f"errors at most {errors.max():.3g}", len(own), "reproduced where every seed has none",
+        holds(bool(errors.max() == 0), decisive=decisive),
+    )  # fmt: skip
 
 
 def _test_outputs(folder: Path, settings: dict[str, Any]) -> Iterator[Claim]:
