@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fisherlab.plots.beside import legend
 from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, sizes_on
@@ -44,6 +45,7 @@ def _cross_entropy(table: Any, left: Any, settings: dict[str, Any]) -> Figure:
         band(one, own, "step", "loss", variant, shift=0.05 * (i - 2), ls="none")
         theory = own.groupby("step")["loss_theory"].median()
         one.plot(theory.index, theory, lw=1, color=LOOK[variant]["color"], ls=LOOK[variant]["ls"])
+    one.xaxis.set_major_locator(MaxNLocator(integer=True))
     one.set(yscale="log", xlabel="step", ylabel="cross-entropy, training (nats)")
     one.set_title(f"η = 1/α, width {settings['width']}; lines: f ← f - αη (p - y) / (p(1 - p))", fontsize="medium")
     own = left[left["network"] == "relu"]
@@ -118,7 +120,9 @@ def _empirical(along: Any, runs: Any, settings: dict[str, Any]) -> Figure:
     one.set_title("along the path of the whole Fisher", fontsize="medium")
     two.set_title("each along its own path", fontsize="medium")
     for axis in (one, two):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(ylim=(-0.03, 1.03), xlabel="step", ylabel="isotropy error of J G$^{-1}$ Jᵀ / N")
+    three.xaxis.set_major_locator(MaxNLocator(integer=True))
     three.set(yscale="log", xlabel="step", ylabel="training loss (median)")
     three.set_title(f"first steps of {settings['empirical_rate']:g}/α in the mean", fontsize="medium")
     figure.suptitle(

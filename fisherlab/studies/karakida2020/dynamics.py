@@ -62,10 +62,10 @@ def tables(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
 def _runs(
     net: Net, points: Data, variant: str, kernels: tuple[Grams, Grams], settings: Mapping[str, Any]
 ) -> Iterator[tuple[float, float, dict[str, theory.Path]]]:
-    """Train at both rates; gives the share of the best rate, eta, and outputs as measured and as each theory has them.
+    """Train at both rates.
 
-    `theory` holds S where it began, `limit` takes that of infinite width, `flow` is the released code's prediction of
-    gradient descent.
+    Yields:
+        The share of the best rate, eta, and outputs as measured and as each theory has them.
     """
     net.restore()
     damping = damping_of(variant, settings["unit_rho"])
@@ -77,6 +77,7 @@ def _runs(
             continue  # the slow rate is for what has a closed form
         eta = factor * here.eta
         paths = {"measured": theory.Path(*descend(net, points, variant, damping, eta, steps))}
+        # S held where it began; that of infinite width; and the released code's prediction of gradient descent.
         paths["theory"] = theory.linear(start, points.y, here.s, here.s_test, eta, steps)
         if limit is not None:
             paths["limit"] = theory.linear(start, points.y, limit.s, limit.s_test, factor * limit.eta, steps)
