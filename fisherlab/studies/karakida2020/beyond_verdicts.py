@@ -16,7 +16,7 @@ from fisherlab.studies.karakida2020.tables import found, slopes, widths
 from fisherlab.studies.study import Claim
 
 NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
-WHOLE = {"exact": "the whole matrix"}  # of what is not the Fisher
+
 NEAR = 0.1  # a tenth: what counts as following a prediction here
 LEAST = 256
 SOURCE = "ours, beyond the theory"
@@ -106,6 +106,7 @@ def _batches(table: Any, settings: dict[str, Any]) -> Iterator[Claim]:
 
 def _empirical(along: Any, runs: Any, settings: dict[str, Any]) -> Iterator[Claim]:
     setting = f"{settings['dataset']}, width {settings['middle_width']}, relu, undamped"
+    names = NAMES | {"exact": "the whole matrix"}  # it is not the Fisher
     first = (
         along[(along["step"] == 0) & (along["kind"] == "empirical")].groupby(["variant", "seed"])["isotropy"].first()
     )
@@ -115,7 +116,7 @@ def _empirical(along: Any, runs: Any, settings: dict[str, Any]) -> Iterator[Clai
         most = own.groupby("seed")["isotropy"].max()
         cosine = own.groupby("seed")["cosine"].min()
         asked.append(Asked(
-            f"empirical Fisher, {WHOLE.get(variant, NAMES[variant])}: its function-space gradient does not stay isotropic", SOURCE,
+            f"empirical Fisher, {names[variant]}: its function-space gradient does not stay isotropic", SOURCE,
             f"{setting}, {settings['empirical_steps']} steps of its own at {settings['empirical_rate']:g}/alpha",
             "isotropy error above 0.5 on the way (the Fisher's: 0)",
             f"at the start {numbers(first[variant].tolist())}, on the way up to {numbers(most.tolist())}; "
@@ -129,7 +130,7 @@ def _empirical(along: Any, runs: Any, settings: dict[str, Any]) -> Iterator[Clai
         losses = {kind: last[variant, kind] for kind in ("empirical", "Fisher")}
         ratio = np.log(losses["empirical"] / losses["Fisher"])
         asked.append(Asked(
-            f"empirical Fisher, {WHOLE.get(variant, NAMES[variant])}: it ends with a larger loss than the Fisher", SOURCE,
+            f"empirical Fisher, {names[variant]}: it ends with a larger loss than the Fisher", SOURCE,
             f"{setting}, {settings['empirical_steps']} steps, first steps of equal mean size", "more than twice",
             f"losses {numbers(losses['empirical'].tolist())} against {numbers(losses['Fisher'].tolist())}",
             Effect((ratio - np.log(2)).tolist()), "log ratio less log 2",
