@@ -259,13 +259,14 @@ def _unitwise(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
 def _best_rho(table: Any, near: float, setting: str) -> Asked:
     """Isotropy against nonlinearity: the smaller rho, the larger the step in the weights."""
     middle = table["left"].groupby(level="rho").median()
-    best = float(middle.idxmin())
+    best = float(middle[middle.index >= near].idxmin())
     gain = np.log(table.loc[near]["left"] / table.loc[best]["left"])
+    told = ", ".join(f"{r:g}: {v:.2g}" for r, v in middle.items())
     return Asked(
-        "unit-wise: the rho that leaves least after one step is larger than the one that is most isotropic", "ours",
-        setting, f"less than half left at another rho than {near:g}",
-        f"median left {', '.join(f'{r:g}: {v:.2g}' for r, v in middle.items())}; ratio {numbers(np.exp(gain).tolist())}",
-        Effect([g - np.log(2) for g in gain] if best > near else [-1.0] * len(gain)), "log ratio less log 2",
+        "unit-wise: one step leaves least at a rho above the one that is most isotropic", "ours",
+        setting, f"less than half left at rho = {best:g} of what {near:g} leaves",
+        f"median left {told}; ratio {numbers(np.exp(gain).tolist())}",
+        Effect([g - np.log(2) for g in gain]), "log ratio less log 2",
     )  # fmt: skip
 
 
