@@ -82,7 +82,8 @@ def _cross_entropy(table: Any, settings: dict[str, Any]) -> Iterator[Claim]:
         off = np.exp(np.log(own["loss"] / own["loss_theory"]).abs().groupby(own["seed"]).max()) - 1
         far = table[table["variant"] == variant].groupby("seed")["isotropy"].max()
         asked.append(Asked(
-            f"cross-entropy, {NAMES.get(variant, 'unit-wise')}: finite steps move the outputs by (p - y) / (p (1 - p))", SOURCE,
+            f"cross-entropy, {NAMES.get(variant, 'unit-wise')}: finite steps move the outputs by (p - y) / (p (1 - p))",
+            SOURCE,
             f"{settings['dataset']}, width {settings['width']}, relu, eta = 1/alpha, {settings['steps']} steps",
             f"loss within {NEAR:.0%} of that recursion's at every step",
             f"largest factor less 1: {numbers(off.tolist())}; isotropy error in that metric {numbers(far.tolist())}",
