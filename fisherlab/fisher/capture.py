@@ -188,6 +188,25 @@ class Captured:
     _preactivations: list[Tensor]
     _stride: int = 1
 
+    @property
+    def preactivations(self) -> list[Tensor]:
+        """Pre-activations s [..., B, out], one per layer, detached."""
+        return [s.detach()[..., :: self._stride, :] for s in self._preactivations]
+
+    def between(self, later: int, earlier: int, cotangents: Tensor) -> Tensor:
+        """Back-propagate from one layer's pre-activations to an earlier one's.
+
+        Args:
+            later: The layer from which.
+            earlier: The layer to which.
+            cotangents: [..., M, B, out] of the later one.
+
+        Returns:
+            Tensor [..., M, B, out] of the earlier one.
+        """
+        ends = self._preactivations[later], self._preactivations[earlier]
+        return torch.stack([torch.autograd.grad(*ends, c, retain_graph=True)[0] for c in cotangents.unbind(-3)], -3)
+
     def thinned(self, stride: int) -> Captured:
         """Keep every so many examples only, for statistics from a part of the batch; nothing is computed anew.
 

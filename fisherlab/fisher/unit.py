@@ -37,9 +37,10 @@ class UnitBlocks(Blocks):
         for some in roots.split(units, -3):
             yield a * some
 
-    def moment(self, stats: Statistics, family: int, weight: float) -> Tensor:
+    def moment(self, stats: Statistics, family: int, weight: float, old: Tensor | None, decay: float) -> Tensor:
         """See `Blocks.moment`: with outer products of the inputs at hand, one product for all replicas."""
         outer = self.outer.get(family)
         if outer is None or not outer.fits(stats.inputs[family]):
-            return super().moment(stats, family, weight)
-        return outer.moment(stats.gradients[family].square().sum(-3).mT.mul(weight))
+            return super().moment(stats, family, weight, old, decay)
+        fresh = outer.moment(stats.gradients[family].square().sum(-3).mT.mul(weight))
+        return fresh if old is None or not decay else old.mul_(decay).add_(fresh, alpha=1 - decay)

@@ -1,0 +1,76 @@
+"""How the layers of a network are seen by the relative Fisher: each structure asks for a form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from fisherlab.errors import UsageError, did_you_mean
+from fisherlab.fisher.capture import Layer
+from fisherlab.fisher.relative import ZONES, Form
+
+FITTING = ("unit", "shared", "pairs", "layer")
+NAMES = {"relu": "relu", "tanh": "tanh", "logistic": "logistic", "sigmoid": "logistic", "elu": "elu"}  # of modules
+
+
+def forms(
+    model: nn.Module, layers: Sequence[Layer], parts: Sequence[tuple[str, slice]], activation: str | None
+) -> list[Form]:
+    """Tell the form of every layer.
+
+    Args:
+        model: The model.
+        layers: Its covered layers, in order.
+        parts: Structures, and the layers of each.
+        activation: Of every hidden layer; None finds it in the model.
+
+    Returns:
+        The forms: `shared` sees a linear layer, `unit` its neurons, `pairs` two layers, `layer` the outputs.
+
+    Raises:
+        UsageError: If a structure has no such form, or an activation is not found.
+    """
+    if activation is not None and activation not in ZONES:
+        raise UsageError(f"activation={activation!r} is unknown: {did_you_mean(activation, ZONES)}")
+    found = list[Form]()
+    for structure, where in parts:
+        some = layers[where]
+        for i, layer in enumerate(some):
+            output = layer is layers[-1]
+            if structure not in FITTING or (structure == "layer" and not output):
+                expected = "unit, shared or pairs, or layer for the last layer"
+                raise UsageError(
+                    f"structure={structure} does not fit kind=relative (layer '{layer.name}'): expected {expected}"
+                )
+            own = None if output else activation or activation_after(model, layer)
+            joined = structure == "pairs"
+            before_its_second = joined and i % 2 == 0 and i + 1 < len(some)
+            found.append(Form("linear" if structure == "shared" else own, joined, before_its_second))
+    return found
+
+
+def activation_after(model: nn.Module, layer: Layer) -> str:
+    """Find the activation that follows a layer: the next module without children.
+
+    Args:
+        model: The model.
+        layer: One of its layers.
+
+    Returns:
+        A key of `ZONES`; `linear` where another layer follows at once.
+
+    Raises:
+        UsageError: If what follows is no activation that has a zone.
+    """
+    leaves = [m for m in model.modules() if not list(m.children())]
+    at = next(i for i, m in enumerate(leaves) if m is layer.module)
+    after = leaves[at + 1] if at + 1 < len(leaves) else None
+    name = type(after).__name__.lower()
+    if type(after).__name__ in ("Dense", "Linear"):
+        return "linear"
+    if name not in NAMES:
+        raise UsageError(
+            f"the activation behind layer '{layer.name}' is not known ({name}): expected activation={', '.join(ZONES)}"
+        )
+    return NAMES[name]
