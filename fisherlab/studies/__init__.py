@@ -8,4 +8,5 @@ STUDIES = {
     "kunstner2019": "fisherlab.studies.kunstner2019",
     "fujimori2022": "fisherlab.studies.fujimori2022",
     "martens2015": "fisherlab.studies.martens2015",
+    "sun2017": "fisherlab.studies.sun2017",
 }
