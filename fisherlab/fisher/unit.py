@@ -39,7 +39,7 @@ class UnitBlocks(Blocks):
             yield a * some
 
     def moment(self, stats: Statistics, family: int, weight: float, old: Tensor | None, decay: float) -> Tensor:
-        """See `Blocks.moment`: with outer products of the inputs at hand, one product for all units, or all replicas."""
+        """See `Blocks.moment`: by outer products of the inputs, one product for all units, or for all replicas."""
         outer = self.outer.get(family)
         if outer is not None and outer.fits(stats.inputs[family]):
             fresh = outer.moment(stats.gradients[family].square().sum(-3).mT.mul(weight))
