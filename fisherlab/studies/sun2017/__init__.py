@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.errors import UsageError
-from fisherlab.schema import AT_LEAST_0, POSITIVE, TEXT, check, each, name, whole
+from fisherlab.schema import AT_LEAST_0, POSITIVE, check, each, name, some, whole
 from fisherlab.studies.study import RECORD, Part, Tables
 from fisherlab.studies.sun2017 import runs, watch
 from fisherlab.studies.sun2017.settings import METHODS, NETS, VARIANTS
@@ -17,8 +17,8 @@ from fisherlab.studies.sun2017.verdicts import claims, last_epochs
 __all__ = ["PIECEWISE", "claims", "derived", "parts"]
 
 PIECEWISE = True  # claims and figures after every part: the whole takes hours
-RULES = {"dataset": TEXT, "nets": each(name(*NETS)), "methods": each(name(*METHODS)), "l2": AT_LEAST_0}
-RULES |= {"variants": each(name(*VARIANTS)), "rates": each(POSITIVE)}
+RULES = {"dataset": name("mnist", "digits"), "nets": some(name(*NETS)), "methods": some(name(*METHODS))}
+RULES |= {"variants": each(name(*VARIANTS)), "rates": some(POSITIVE), "l2": AT_LEAST_0}
 RULES |= dict.fromkeys(
     ("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_epochs", "watch_cases"), whole(1)
 )
