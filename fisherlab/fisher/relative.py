@@ -116,6 +116,11 @@ def _within(good: bool, name: str, value: float, expected: str) -> None:
         raise UsageError(f"{name}={value!r} is out of range: expected {expected}")
 
 
+def _known(activation: str) -> None:
+    if activation not in ZONES:
+        raise UsageError(f"activation={activation!r} is unknown: {did_you_mean(activation, ZONES)}")
+
+
 def zone(activation: str, z: Tensor, **options: float) -> Tensor:
     """The effective learning zone nu of a neuron.
 
@@ -130,8 +135,7 @@ def zone(activation: str, z: Tensor, **options: float) -> Tensor:
     Raises:
         UsageError: If there is no such activation, or a number is out of range.
     """
-    if activation not in ZONES:
-        raise UsageError(f"activation={activation!r} is unknown: {did_you_mean(activation, ZONES)}")
+    _known(activation)
     return ZONES[activation](z, **options)
 
 
@@ -193,7 +197,11 @@ def two_layers(first: str, second: str, x: Tensor, w: Tensor, c: Tensor, h: Tens
 
     Returns:
         Tensor [..., m n + k (m + 1), m n + k (m + 1)], the first layer's weights first, each row by row.
+
+    Raises:
+        UsageError: If there is no such activation, or a number is out of range.
     """
+    _known(first)
     nu = zone(second, h @ c.mT, **options)
     slope = SLOPES[first](x @ w.mT)
     hidden = c[..., : w.shape[-2]]
