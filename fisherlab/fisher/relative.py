@@ -59,10 +59,27 @@ def relu_zone(z: Tensor, *, iota: float = 0.0, omega: float = 1.0, sigma: float 
     Raises:
         UsageError: If a number is out of range.
     """
-    _within(0 <= iota < 1, "iota", iota, "a number in [0, 1)")
-    _within(omega > 0, "omega", omega, "a number above 0")
-    _within(sigma > 0, "sigma", sigma, "a number above 0")
+    check_relu(iota=iota, omega=omega, sigma=sigma)
     return (iota + (1 - iota) * logistic((1 - iota) / omega * z)).square() / sigma**2
+
+
+def check_relu(*, iota: float = 0.0, omega: float = 1.0, sigma: float = 1.0) -> None:
+    """Check the options of `relu_zone`.
+
+    Args:
+        iota: Leak, in [0, 1).
+        omega: Width of the smoothing, above 0.
+        sigma: Standard deviation of the output, above 0.
+
+    Raises:
+        UsageError: If one is no number, or out of range.
+    """
+    for name, value in (("iota", iota), ("omega", omega), ("sigma", sigma)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name == "iota":
+            _within(number and 0 <= value < 1, name, value, "a number in [0, 1)")
+        else:
+            _within(number and value > 0, name, value, "a number above 0")
 
 
 def elu_zone(z: Tensor, *, alpha: float = 1.0, sigma: float = 1.0) -> Tensor:
