@@ -72,6 +72,8 @@ def activation_after(model: nn.Module, layer: Layer) -> str:
     name = type(after[0]).__name__.lower() if after else "none"
     if certain and after and isinstance(after[0], (Dense, nn.Linear)):
         return "linear"
+    if (alpha := getattr(after[0], "alpha", 1.0) if after else 1.0) != 1.0:
+        name += f", alpha={alpha}"
     if name not in NAMES:
         raise UsageError(
             f"the activation behind layer '{layer.name}' is not known ({name}): expected activation={', '.join(ZONES)}"

@@ -308,7 +308,8 @@ def test_normalisation_behind_a_linear_layer_leaves_it_linear():
 
 
 def test_an_activation_that_is_not_found_is_asked_for():
-    for model in (Functional(), nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3))):
+    other = [nn.Sequential(nn.Linear(4, 5), m, nn.Linear(5, 3)) for m in (nn.GELU(), nn.ELU(alpha=2.0))]
+    for model in (Functional(), *other):
         with pytest.raises(UsageError) as error:
             seen(model)
         assert "the activation behind layer '" in str(error.value)
