@@ -52,8 +52,8 @@ def test_evaluation_is_by_the_running_averages(here):
     x, y = prepare(OmegaConf.load("run/config.yaml")).rows("train", slice(None))
     losses = [nn.functional.cross_entropy(model.train(mode)(x.flatten(0, -2)), y.flatten()) for mode in (False, True)]
     told = pd.read_csv("run/metrics.csv")["train_loss"].iloc[-1]
-    assert float(losses[0]) == pytest.approx(told, rel=1e-5)
-    assert abs(float(losses[1]) - told) > 1e-3
+    assert losses[0].item() == pytest.approx(told, rel=1e-5)
+    assert abs(losses[1].item() - told) > 1e-3
 
 
 def _train_until(number: int, overrides: list[str], folder: Path) -> None:
