@@ -95,7 +95,25 @@ class Blocks(Structure):
         self.check(stats.shapes)
         g = stats.gradients[0]
         eyes = [(n, torch.eye(size, dtype=g.dtype, device=g.device)) for n, size in self.sizes(stats.shapes)]
-        self._lower = [eye.expand(*g.shape[:-3], n, *eye.shape).clone() for n, eye in eyes]
+        axes = [self._axes(stats, i) for i in range(len(eyes))]
+        self._lower = [eye.expand(*own, n, *eye.shape).clone() for own, (n, eye) in zip(axes, eyes, strict=True)]
+
+    def layers(self, family: int) -> slice:
+        """Tell which layers a family's blocks are of.
+
+        Args:
+            family: Which.
+
+        Returns:
+            One, unless a structure says otherwise.
+        """
+        return slice(family, family + 1)
+
+    def _axes(self, stats: Statistics, family: int) -> torch.Size:
+        """The replica axes of a family's average: some share their inputs, and where nothing else counts, all of it."""
+        where = self.layers(family)
+        layers = zip(stats.inputs[where], stats.gradients[where], strict=True)
+        return torch.broadcast_shapes(*(shape for s, g in layers for shape in (s.a.shape[:-2], g.shape[:-3])))
 
     def update(self, stats: Statistics, decay: float) -> None:
         """See `Structure.update`."""

@@ -205,7 +205,9 @@ class Captured:
             Tensor [..., M, B, out] of the earlier one.
         """
         ends = self._preactivations[later], self._preactivations[earlier]
-        return torch.stack([torch.autograd.grad(*ends, c, retain_graph=True)[0] for c in cotangents.unbind(-3)], -3)
+        each = [self._whole(c, ends[0]) for c in cotangents.unbind(-3)]
+        found = torch.stack([torch.autograd.grad(*ends, c, retain_graph=True)[0] for c in each], -3)
+        return found[..., :: self._stride, :]
 
     def thinned(self, stride: int) -> Captured:
         """Keep every so many examples only, for statistics from a part of the batch; nothing is computed anew.
@@ -231,14 +233,19 @@ class Captured:
             respect to `extra`.
         """
         wanted, rows = [*self._preactivations, *extra], slice(None, None, self._stride)
-        if self._stride > 1:
-            whole = torch.zeros_like(self._graph_output)
-            whole[..., rows, :] = cotangent
-            cotangent = whole
+        cotangent = self._whole(cotangent, self._graph_output)
         found = torch.autograd.grad(self._graph_output, wanted, cotangent, retain_graph=True, allow_unused=True)
         n = len(self._preactivations)
         filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
         return [g[..., rows, :] for g in filled[:n]], filled[n:]
+
+    def _whole(self, cotangent: Tensor, like: Tensor) -> Tensor:
+        """Put the cotangents of the examples that are kept among zeros for the others."""
+        if self._stride == 1:
+            return cotangent
+        whole = torch.zeros_like(like)
+        whole[..., :: self._stride, :] = cotangent
+        return whole
 
     def backward_each(self, cotangents: Tensor) -> list[Tensor]:
         """Back-propagate several cotangents per example, one after another over the same graph.

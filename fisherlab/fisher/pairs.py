@@ -24,8 +24,12 @@ class PairBlocks(Blocks):
         numbers = [out * n for out, n in shapes]
         return [(1, sum(numbers[i : i + 2])) for i in range(0, len(numbers), 2)]
 
+    def layers(self, family: int) -> slice:
+        """See `Blocks.layers`."""
+        return slice(2 * family, 2 * family + 2)
+
     def rows(self, stats: Statistics, family: int) -> Iterator[Tensor]:
         """See `Blocks.rows`."""
-        both = slice(2 * family, 2 * family + 2)
+        both = self.layers(family)
         layers = zip(stats.inputs[both], stats.gradients[both], strict=True)
         yield torch.cat([outer(inputs, g) for inputs, g in layers], -1).unsqueeze(-3)

@@ -59,10 +59,27 @@ def relu_zone(z: Tensor, *, iota: float = 0.0, omega: float = 1.0, sigma: float 
     Raises:
         UsageError: If a number is out of range.
     """
-    _within(0 <= iota < 1, "iota", iota, "a number in [0, 1)")
-    _within(omega > 0, "omega", omega, "a number above 0")
-    _within(sigma > 0, "sigma", sigma, "a number above 0")
+    check_relu(iota=iota, omega=omega, sigma=sigma)
     return (iota + (1 - iota) * logistic((1 - iota) / omega * z)).square() / sigma**2
+
+
+def check_relu(*, iota: float = 0.0, omega: float = 1.0, sigma: float = 1.0) -> None:
+    """Check the options of `relu_zone`.
+
+    Args:
+        iota: Leak, in [0, 1).
+        omega: Width of the smoothing, above 0.
+        sigma: Standard deviation of the output, above 0.
+
+    Raises:
+        UsageError: If one is no number, or out of range.
+    """
+    for name, value in (("iota", iota), ("omega", omega), ("sigma", sigma)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name == "iota":
+            _within(number and 0 <= value < 1, name, value, "a number in [0, 1)")
+        else:
+            _within(number and value > 0, name, value, "a number above 0")
 
 
 def elu_zone(z: Tensor, *, alpha: float = 1.0, sigma: float = 1.0) -> Tensor:
@@ -116,6 +133,11 @@ def _within(good: bool, name: str, value: float, expected: str) -> None:
         raise UsageError(f"{name}={value!r} is out of range: expected {expected}")
 
 
+def _known(activation: str) -> None:
+    if activation not in ZONES:
+        raise UsageError(f"activation={activation!r} is unknown: {did_you_mean(activation, ZONES)}")
+
+
 def zone(activation: str, z: Tensor, **options: float) -> Tensor:
     """The effective learning zone nu of a neuron.
 
@@ -130,8 +152,7 @@ def zone(activation: str, z: Tensor, **options: float) -> Tensor:
     Raises:
         UsageError: If there is no such activation, or a number is out of range.
     """
-    if activation not in ZONES:
-        raise UsageError(f"activation={activation!r} is unknown: {did_you_mean(activation, ZONES)}")
+    _known(activation)
     return ZONES[activation](z, **options)
 
 
@@ -193,7 +214,11 @@ def two_layers(first: str, second: str, x: Tensor, w: Tensor, c: Tensor, h: Tens
 
     Returns:
         Tensor [..., m n + k (m + 1), m n + k (m + 1)], the first layer's weights first, each row by row.
+
+    Raises:
+        UsageError: If there is no such activation, or a number is out of range.
     """
+    _known(first)
     nu = zone(second, h @ c.mT, **options)
     slope = SLOPES[first](x @ w.mT)
     hidden = c[..., : w.shape[-2]]

@@ -104,12 +104,13 @@ class Passes:
         pre = self.preconditioner
         if pre is None or not pre.observes_late:
             return
-        training = self.model.training
+        modes = [(m, m.training) for m in self.model.modules()]
         self.model.eval()
         try:
             pre.observe_late(self.capture(x), self.likelihood)
         finally:
-            self.model.train(training)
+            for module, mode in modes:  # each its own: some may be frozen in evaluation
+                module.training = mode
 
     def _in_chunks(
         self, x: Tensor, y: Tensor, rest: list[Tensor], chunk: int

@@ -15,7 +15,7 @@ from fisherlab.fisher.capture import Layer, MeanGradient
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.fisher.linalg import full_precision
 from fisherlab.fisher.mixed import ends
-from fisherlab.fisher.relative import Form, relative_statistics
+from fisherlab.fisher.relative import Form, check_relu, relative_statistics
 from fisherlab.likelihood import Likelihood
 from fisherlab.optim.relative import forms
 from fisherlab.streams import Streams
@@ -136,6 +136,7 @@ class Preconditioner:
         self.structure_name = ", ".join(self.structure_names) if mixed else structure
         self.structure: Structure = Mixed(*found) if mixed else found[1]
         self.late, self.activation, self.zone = late, activation, dict(zone or {})
+        check_relu(**self.zone)
         self.forms: list[Form] = []
         self.ema, self.ema_start = ema, ema_start
         self.stats_period = _period("stats_period", stats_period)

@@ -83,9 +83,9 @@ class NaturalGradient(FisherOptimizer):
         damping: lambda, added to the mean Fisher, or the name of a policy; see `FisherOptimizer`.
         momentum: Decay of the momentum buffer; acts on the preconditioned gradient.
         nesterov: Nesterov's look-ahead.
-        kind: exact, mc or empirical.
-        structure: kronecker, kronecker_tridiagonal, full, gram, smaller, layer, unit or diagonal.
-        damping_mode: factored or tikhonov; the structure's own when None.
+        kind: exact, mc, empirical or relative.
+        structure: kronecker, kronecker_tridiagonal, full, gram, smaller, layer, pairs, unit, shared or diagonal.
+        damping_mode: factored, tikhonov or trace; the structure's own when None.
         ema: eps_max of the moving average of the statistics.
         ema_start: batch or identity.
         stats_period: Steps between updates of the statistics.

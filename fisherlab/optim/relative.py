@@ -9,6 +9,8 @@ from torch import nn
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher.capture import Layer
 from fisherlab.fisher.relative import ZONES, Form
+from fisherlab.models.dense import Dense
+from fisherlab.models.normalise import BatchNorm
 
 FITTING = ("unit", "shared", "pairs", "layer")
 NAMES = {"relu": "relu", "tanh": "tanh", "logistic": "logistic", "sigmoid": "logistic", "elu": "elu"}  # of modules
@@ -51,26 +53,46 @@ def forms(
 
 
 def activation_after(model: nn.Module, layer: Layer) -> str:
-    """Find the activation that follows a layer: the next module without children.
+    """Find the activation that follows a layer.
 
     Args:
         model: The model.
         layer: One of its layers.
 
     Returns:
-        A key of `ZONES`; `linear` where another layer follows at once.
+        A key of `ZONES`; `linear` where in an `nn.Sequential` another layer follows at once, or behind batch
+        normalisation only.
 
     Raises:
-        UsageError: If what follows is no activation that has a zone.
+        UsageError: If what follows is no activation that has a zone; one that is no module cannot be seen.
     """
-    leaves = [m for m in model.modules() if not list(m.children())]
-    at = next(i for i, m in enumerate(leaves) if m is layer.module)
-    after = leaves[at + 1] if at + 1 < len(leaves) else None
-    name = type(after).__name__.lower()
-    if type(after).__name__ in ("Dense", "Linear"):
+    after, certain = _after(model, layer.module)
+    if certain and len(after) > 1 and isinstance(after[0], BatchNorm):
+        after = after[1:] if isinstance(after[1], (Dense, nn.Linear)) else after
+    name = type(after[0]).__name__.lower() if after else "none"
+    if certain and after and isinstance(after[0], (Dense, nn.Linear)):
         return "linear"
+    if (alpha := getattr(after[0], "alpha", 1.0) if after else 1.0) != 1.0:
+        name += f", alpha={alpha}"
     if name not in NAMES:
         raise UsageError(
             f"the activation behind layer '{layer.name}' is not known ({name}): expected activation={', '.join(ZONES)}"
         )
     return NAMES[name]
+
+
+def _after(model: nn.Module, module: nn.Module) -> tuple[list[nn.Module], bool]:
+    """The modules behind one, and whether that is certain: in an `nn.Sequential`; else as they were registered."""
+    for chain in map(_links, model.modules()):
+        at = next((i for i, m in enumerate(chain) if m is module), len(chain))
+        if at + 1 < len(chain):
+            return chain[at + 1 :], True
+    leaves = [m for m in model.modules() if not list(m.children())]
+    return leaves[next(i for i, m in enumerate(leaves) if m is module) + 1 :], False
+
+
+def _links(module: nn.Module) -> list[nn.Module]:
+    """What an `nn.Sequential`, and those in it, call one after another; one module may come several times."""
+    if not isinstance(module, nn.Sequential):
+        return [module]
+    return [link for child in module for link in _links(child)]
