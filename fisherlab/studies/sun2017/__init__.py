@@ -20,7 +20,7 @@ PIECEWISE = True  # claims and figures after every part: the whole takes hours
 RULES = {"dataset": name("mnist", "digits"), "nets": some(name(*NETS)), "methods": some(name(*METHODS))}
 RULES |= {"variants": each(name(*VARIANTS)), "rates": some(POSITIVE), "l2": AT_LEAST_0}
 RULES |= dict.fromkeys(
-    ("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_epochs", "watch_cases"), whole(1)
+    ("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_epochs", "watch_cases", "rounds"), whole(1)
 )
 
 

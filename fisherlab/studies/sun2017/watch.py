@@ -29,7 +29,7 @@ ZONES: Mapping[str, tuple[str, dict[str, float]]] = {
     "relu, omega 1, iota 0.2": ("relu", {"omega": 1.0, "iota": 0.2}),
     "elu": ("elu", {}),
 }
-STEPS, ROUNDS = 20, 15  # of the timing
+STEPS = 20  # of a round of the timing
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
@@ -71,9 +71,9 @@ def _cost(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
     }
     for experiment in runs.values():
         _seconds(experiment, 1)  # which starts the averages
-    bar.reset(ROUNDS + 1)
+    bar.reset(settings["rounds"] + 1)
     rows = []
-    for turn in range(ROUNDS + 1):
+    for turn in range(settings["rounds"] + 1):
         order = list(runs.items())
         for (net, method), experiment in order[turn % len(order) :] + order[: turn % len(order)]:
             ms, refresh = _timed(experiment)
