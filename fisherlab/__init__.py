@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from fisherlab.data import load_dataset
     from fisherlab.fisher import Capture
     from fisherlab.likelihood import Bernoulli, Categorical, Gaussian
-    from fisherlab.models import Dense, autoencoder, deep_linear, linear, mlp, stack_replicas, wide
-    from fisherlab.optim import EFNGD, KFAC, NAG, SGD, Adam, KFACMartens, NaturalGradient
+    from fisherlab.models import BatchNorm, Dense, autoencoder, deep_linear, linear, mlp, stack_replicas, wide
+    from fisherlab.optim import EFNGD, KFAC, NAG, RNGD, SGD, Adam, KFACMartens, NaturalGradient
 
 _HOMES = {
     "fisherlab.data": ["load_dataset"],
     "fisherlab.fisher": ["Capture"],
     "fisherlab.likelihood": ["Bernoulli", "Categorical", "Gaussian"],
-    "fisherlab.models": ["Dense", "autoencoder", "deep_linear", "linear", "mlp", "stack_replicas", "wide"],
-    "fisherlab.optim": ["EFNGD", "KFAC", "NAG", "SGD", "Adam", "KFACMartens", "NaturalGradient"],
+    "fisherlab.models": ["BatchNorm", "Dense", "autoencoder", "deep_linear", "linear", "mlp", "stack_replicas", "wide"],
+    "fisherlab.optim": ["EFNGD", "KFAC", "NAG", "RNGD", "SGD", "Adam", "KFACMartens", "NaturalGradient"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "EFNGD",
     "KFAC",
     "NAG",
+    "RNGD",
     "SGD",
     "Adam",
+    "BatchNorm",
     "Bernoulli",
     "Capture",
     "Categorical",

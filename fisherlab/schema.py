@@ -90,6 +90,21 @@ def each(rule: Rule) -> Rule:
     return Rule(f"a list, each entry {rule.expected}", lambda v: isinstance(v, list) and all(map(rule.accepts, v)))
 
 
+def some(rule: Rule) -> Rule:
+    """Allow lists of at least one entry, none twice.
+
+    Args:
+        rule: What an entry may be.
+
+    Returns:
+        The rule.
+    """
+    entries = each(rule)
+    return Rule(
+        f"{entries.expected}, at least one, none twice", lambda v: entries.accepts(v) and 0 < len(v) == len(set(v))
+    )
+
+
 def _is_device(value: Any) -> bool:
     return isinstance(value, str) and bool(re.fullmatch(r"auto|cpu|cuda(:\d+)?", value))
 

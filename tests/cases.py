@@ -36,6 +36,23 @@ PRESETS: dict[str, tuple[type, dict[str, Any]]] = {
         {"damping": "exponential", "damping_start": 1.0, "damping_end": 0.1, "damping_steps": 6, "inverse_period": 2},
     ),
     "kfac-settling": (fisherlab.KFAC, {"damping": "settling", "damping_start": 1.0, "damping_end": 0.1}),
+    "rngd": (fisherlab.RNGD, {"inverse_period": 2, "lr": 0.1}),
+    "rngd-softmax": (
+        fisherlab.RNGD,
+        {
+            "last": "layer",
+            "first": "unit",
+            "ema_start": "batch",
+            "late": False,
+            "inverse_period": 5,
+            "lr": 0.1,
+            "damping": 0.1,
+        },
+    ),
+    "rngd-pairs": (
+        fisherlab.RNGD,
+        {"first": "pairs", "between": "pairs", "last": "pairs", "inverse_period": 2, "lr": 0.1},
+    ),
     "efngd": (fisherlab.EFNGD, {}),
     "gram-exact": (fisherlab.NaturalGradient, {"kind": "exact", "structure": "gram", "lr": 0.3}),
     "gram-mc": (

@@ -194,8 +194,9 @@ class Twin:
 def damped_block(a: Tensor, g: Tensor, damping: float, mode: str) -> Tensor:
     """The dense block of one layer; G (x) A because the homogeneous weight is laid out row by row."""
     eye_a, eye_g = (torch.eye(len(m), dtype=m.dtype) for m in (a, g))
-    if mode == "tikhonov":
-        return torch.kron(g, a) + damping * torch.kron(eye_g, eye_a)
+    if mode in ("tikhonov", "trace"):
+        size = a.trace() * g.trace() if mode == "trace" else 1.0
+        return torch.kron(g, a) + damping * size * torch.kron(eye_g, eye_a)
     mean_a, mean_g = a.trace() / len(a), g.trace() / len(g)
     pi = (mean_a / mean_g).sqrt() if mean_a > 0 and mean_g > 0 else torch.ones((), dtype=a.dtype)
     gamma = damping**0.5

@@ -8,6 +8,9 @@ from fisherlab.fisher.gram import Gram
 from fisherlab.fisher.kinds import Kind, Statistics, statistics
 from fisherlab.fisher.kronecker import Kronecker
 from fisherlab.fisher.layer import LayerBlocks
+from fisherlab.fisher.mixed import Mixed
+from fisherlab.fisher.pairs import PairBlocks
+from fisherlab.fisher.shared import SharedBlocks
 from fisherlab.fisher.smaller import Smaller
 from fisherlab.fisher.structure import Structure
 from fisherlab.fisher.tridiagonal import KroneckerTridiagonal
@@ -20,7 +23,9 @@ STRUCTURES: dict[str, type[Structure]] = {
     "full": Full,
     "smaller": Smaller,
     "layer": LayerBlocks,
+    "pairs": PairBlocks,
     "unit": UnitBlocks,
+    "shared": SharedBlocks,
     "diagonal": Diagonal,
 }
 
@@ -37,6 +42,9 @@ __all__ = [
     "Kronecker",
     "KroneckerTridiagonal",
     "LayerBlocks",
+    "Mixed",
+    "PairBlocks",
+    "SharedBlocks",
     "Smaller",
     "Statistics",
     "Structure",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, second_moment, symmetric
+from fisherlab.fisher.linalg import INVERSE_FROM, block_diagonal, by_lanes, cholesky, inverse, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
 from fisherlab.products import product
 
@@ -20,13 +20,16 @@ MAX_NUMBERS = 10**9  # of all blocks together, 4 GB in float32
 
 
 class Blocks(Structure):
-    """Blocks of the Fisher, each damped by lambda I. Equal blocks form a family, a tensor [..., N, n, n].
+    """Blocks of the Fisher, equal ones as a family, a tensor [..., N, n, n].
+
+    Damping modes: `tikhonov` adds lambda I to each; `trace` adds lambda times its own trace.
 
     Attributes:
         name: Of the structure.
         instead: What to take where a block is too large.
     """
 
+    damping_modes = ("tikhonov", "trace")
     per_layer = True
     name: ClassVar[str]
     instead: ClassVar[str]
@@ -34,7 +37,8 @@ class Blocks(Structure):
     def __init__(self, damping_mode: str | None = None) -> None:
         super().__init__(damping_mode)
         self._lower: list[Tensor] = []
-        self._roots: list[Tensor] = []
+        self._prepared: list[Tensor] = []
+        self._explicit = False
 
     @abstractmethod
     def sizes(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -59,18 +63,26 @@ class Blocks(Structure):
             Tensors [..., k, rows, n], of some of the blocks each, in order.
         """
 
-    def moment(self, stats: Statistics, family: int, weight: float) -> Tensor:
-        """Estimate a family from a batch: weight * sum of u u^T.
+    def moment(self, stats: Statistics, family: int, weight: float, old: Tensor | None, decay: float) -> Tensor:
+        """Move a family's average towards a batch: old * decay + (1 - decay) * weight * sum of u u^T.
 
         Args:
             stats: Statistics of one batch.
             family: Which.
             weight: Of each vector u.
+            old: The average so far, overwritten where `decay` is not zero.
+            decay: Its weight.
 
         Returns:
             Lower triangles [..., N, n, n].
         """
-        pieces = [second_moment([rows], weight) for rows in self.rows(stats, family)]
+        pieces, at = [], 0
+        for rows in self.rows(stats, family):
+            some = None if old is None else old[..., at : at + rows.shape[-3], :, :]
+            pieces.append(second_moment([rows], weight, old=some, decay=decay))
+            at += rows.shape[-3]
+        if old is not None and decay:
+            return old
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -3)
 
     @property
@@ -80,19 +92,35 @@ class Blocks(Structure):
 
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
+        self.check(stats.shapes)
         g = stats.gradients[0]
         eyes = [(n, torch.eye(size, dtype=g.dtype, device=g.device)) for n, size in self.sizes(stats.shapes)]
-        self._lower = [eye.expand(*g.shape[:-3], n, *eye.shape).clone() for n, eye in eyes]
+        axes = [self._axes(stats, i) for i in range(len(eyes))]
+        self._lower = [eye.expand(*own, n, *eye.shape).clone() for own, (n, eye) in zip(axes, eyes, strict=True)]
+
+    def layers(self, family: int) -> slice:
+        """Tell which layers a family's blocks are of.
+
+        Args:
+            family: Which.
+
+        Returns:
+            One, unless a structure says otherwise.
+        """
+        return slice(family, family + 1)
+
+    def _axes(self, stats: Statistics, family: int) -> torch.Size:
+        """The replica axes of a family's average: some share their inputs, and where nothing else counts, all of it."""
+        where = self.layers(family)
+        layers = zip(stats.inputs[where], stats.gradients[where], strict=True)
+        return torch.broadcast_shapes(*(shape for s, g in layers for shape in (s.a.shape[:-2], g.shape[:-3])))
 
     def update(self, stats: Statistics, decay: float) -> None:
         """See `Structure.update`."""
         self.check(stats.shapes)
-        weight, fresh = stats.weight / stats.batch, []
-        for i in range(len(self.sizes(stats.shapes))):
-            fresh.append(self.moment(stats, i, weight))
-        if decay and self._lower:
-            fresh = [old.mul_(decay).add_(new, alpha=1 - decay) for old, new in zip(self._lower, fresh, strict=True)]
-        self._lower = fresh
+        families = range(len(self.sizes(stats.shapes)))
+        old: Sequence[Tensor | None] = self._lower or [None] * len(families)
+        self._lower = [self.moment(stats, i, stats.weight / stats.batch, old[i], decay) for i in families]
 
     def check(self, shapes: Sequence[tuple[int, int]]) -> None:
         """See `Structure.check`.
@@ -119,19 +147,26 @@ class Blocks(Structure):
         """See `Structure.refresh`."""
         if not self._lower:
             raise ValueError(f"{self.name} has no average yet: call update first")
-        done = [by_lanes(cholesky, [(m, damping.unsqueeze(-1))])[0] for m in self._lower]
-        self._roots = [root for root, _ in done]
+        self._explicit = solves >= INVERSE_FROM
+        factorise = inverse if self._explicit else cholesky
+        done = [by_lanes(factorise, [(m, self._amount(m, damping))])[0] for m in self._lower]
+        self._prepared = [found for found, _ in done]
         return stacked([failed.any(-1) for _, failed in done])
+
+    def _amount(self, m: Tensor, damping: Tensor) -> Tensor:
+        """What is added to the diagonal of each block, [..., N]."""
+        each = damping.unsqueeze(-1)
+        return each * m.diagonal(dim1=-2, dim2=-1).sum(-1) if self.damping_mode == "trace" else each
 
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve`."""
         v = total(gradient, extra)
-        parts = [torch.cholesky_solve(b.unsqueeze(-1), r) for b, r in zip(self._cut(v), self._roots, strict=True)]
-        return self._pasted(parts, v)
+        solve = (lambda b, r: product(r, b)) if self._explicit else torch.cholesky_solve
+        return self._pasted([solve(b, r) for b, r in zip(self._cut(v), self._prepared, strict=True)], v)
 
     def matvec(self, v: list[Tensor]) -> list[Tensor]:
         """See `Structure.matvec`."""
-        return self._pasted([product(m, b.unsqueeze(-1)) for b, m in zip(self._cut(v), self.families, strict=True)], v)
+        return self._pasted([product(m, b) for b, m in zip(self._cut(v), self.families, strict=True)], v)
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""
@@ -142,22 +177,22 @@ class Blocks(Structure):
         return block_diagonal([block for m in self.families for block in m.unbind(-3)])
 
     def _cut(self, v: list[Tensor]) -> list[Tensor]:
-        """Cut a vector into the families', [..., N, n]."""
+        """Cut a vector into the families' columns, [..., N, n, 1]."""
         flat = torch.cat([layer.flatten(-2) for layer in v], -1)
-        shapes = [m.shape[-3:-1] for m in self._lower]
+        shapes = [torch.Size((*m.shape[-3:-1], 1)) for m in self._lower]
         return [b.unflatten(-1, s) for b, s in zip(flat.split([s.numel() for s in shapes], -1), shapes, strict=True)]
 
-    @staticmethod
-    def _pasted(parts: list[Tensor], like: list[Tensor]) -> list[Tensor]:
-        """Undo `_cut`, from columns [..., N, n, 1]."""
+    def _pasted(self, parts: list[Tensor], like: list[Tensor]) -> list[Tensor]:
+        """Undo `_cut`."""
         flat = torch.cat([b.flatten(-3) for b in parts], -1)
         sizes = [layer.shape[-2] * layer.shape[-1] for layer in like]
         return [u.unflatten(-1, layer.shape[-2:]) for u, layer in zip(flat.split(sizes, -1), like, strict=True)]
 
     def state(self) -> dict[str, Any]:
-        """See `Structure.state`: the averages and their factorisations."""
-        return {"lower": list(self._lower), "roots": list(self._roots)}
+        """See `Structure.state`: the averages, and what the last refresh prepared."""
+        return {"lower": list(self._lower), "prepared": list(self._prepared), "explicit": self._explicit}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Structure.load`."""
-        self._lower, self._roots = list(state["lower"]), list(state["roots"])
+        self._lower, self._prepared = list(state["lower"]), list(state["prepared"])
+        self._explicit = state["explicit"]

@@ -188,6 +188,27 @@ class Captured:
     _preactivations: list[Tensor]
     _stride: int = 1
 
+    @property
+    def preactivations(self) -> list[Tensor]:
+        """Pre-activations s [..., B, out], one per layer, detached."""
+        return [s.detach()[..., :: self._stride, :] for s in self._preactivations]
+
+    def between(self, later: int, earlier: int, cotangents: Tensor) -> Tensor:
+        """Back-propagate from one layer's pre-activations to an earlier one's.
+
+        Args:
+            later: The layer from which.
+            earlier: The layer to which.
+            cotangents: [..., M, B, out] of the later one.
+
+        Returns:
+            Tensor [..., M, B, out] of the earlier one.
+        """
+        ends = self._preactivations[later], self._preactivations[earlier]
+        each = [self._whole(c, ends[0]) for c in cotangents.unbind(-3)]
+        found = torch.stack([torch.autograd.grad(*ends, c, retain_graph=True)[0] for c in each], -3)
+        return found[..., :: self._stride, :]
+
     def thinned(self, stride: int) -> Captured:
         """Keep every so many examples only, for statistics from a part of the batch; nothing is computed anew.
 
@@ -212,14 +233,19 @@ class Captured:
             respect to `extra`.
         """
         wanted, rows = [*self._preactivations, *extra], slice(None, None, self._stride)
-        if self._stride > 1:
-            whole = torch.zeros_like(self._graph_output)
-            whole[..., rows, :] = cotangent
-            cotangent = whole
+        cotangent = self._whole(cotangent, self._graph_output)
         found = torch.autograd.grad(self._graph_output, wanted, cotangent, retain_graph=True, allow_unused=True)
         n = len(self._preactivations)
         filled = [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
         return [g[..., rows, :] for g in filled[:n]], filled[n:]
+
+    def _whole(self, cotangent: Tensor, like: Tensor) -> Tensor:
+        """Put the cotangents of the examples that are kept among zeros for the others."""
+        if self._stride == 1:
+            return cotangent
+        whole = torch.zeros_like(like)
+        whole[..., :: self._stride, :] = cotangent
+        return whole
 
     def backward_each(self, cotangents: Tensor) -> list[Tensor]:
         """Back-propagate several cotangents per example, one after another over the same graph.

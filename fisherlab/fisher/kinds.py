@@ -2,7 +2,8 @@
 
 exact: over the model's own distribution of labels, one gradient per column of the output Fisher's square root;
 mc: labels sampled from the model (Martens and Grosse 2015, Section 5); empirical: the observed labels, which is *not*
-the Fisher (Kunstner, Balles and Hennig 2019).
+the Fisher (Kunstner, Balles and Hennig 2019). relative: no gradients at all, but the closed forms of subsystems, see
+`fisherlab.fisher.relative`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Kind(StrEnum):
     EXACT = "exact"
     MC = "mc"
     EMPIRICAL = "empirical"
+    RELATIVE = "relative"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def statistics(
     """Back-propagate what a kind of Fisher asks for.
 
     Args:
-        kind: exact, mc or empirical.
+        kind: exact, mc or empirical; for relative see `relative_statistics`.
         captured: The forward pass.
         likelihood: Of the model's outputs.
         y: Observed targets.

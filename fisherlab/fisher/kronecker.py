@@ -10,11 +10,18 @@ from torch import Tensor
 
 from fisherlab.fisher.capture import Inputs, MeanGradient
 from fisherlab.fisher.kinds import Statistics
-from fisherlab.fisher.linalg import block_diagonal, by_lanes, cholesky, eigh, inverse, second_moment, symmetric
+from fisherlab.fisher.linalg import (
+    INVERSE_FROM,
+    block_diagonal,
+    by_lanes,
+    cholesky,
+    eigh,
+    inverse,
+    second_moment,
+    symmetric,
+)
 from fisherlab.fisher.structure import Structure, stacked, total
 from fisherlab.products import product
-
-INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
 
 
 def input_factor(inputs: Inputs, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
@@ -76,10 +83,10 @@ class Kronecker(Structure):
     """Block-diagonal K-FAC.
 
     Damping modes: `factored` adds pi * gamma to A and gamma / pi to G (Section 6.3); `tikhonov` adds lambda to the
-    products of their eigenvalues, which is (A (x) G + lambda I) exactly.
+    products of their eigenvalues, which is (A (x) G + lambda I) exactly; `trace` adds lambda tr(A) tr(G) to them.
     """
 
-    damping_modes: tuple[str, ...] = ("factored", "tikhonov")
+    damping_modes: tuple[str, ...] = ("factored", "tikhonov", "trace")
     per_layer = True
 
     def __init__(self, damping_mode: str | None = None) -> None:
@@ -138,7 +145,13 @@ class Kronecker(Structure):
     def _eigenbases(
         self, pairs: list[tuple[Tensor, Tensor]], damping: Tensor
     ) -> list[tuple[tuple[Tensor, ...], Tensor]]:
-        return [self._eigen(a, g, damping) for a, g in pairs]
+        return [self._eigen(a, g, damping * self._size(a, g)) for a, g in pairs]
+
+    def _size(self, a: Tensor, g: Tensor) -> Tensor | float:
+        """What the damping is measured by."""
+        if self.damping_mode != "trace":
+            return 1.0
+        return a.diagonal(dim1=-2, dim2=-1).sum(-1) * g.diagonal(dim1=-2, dim2=-1).sum(-1)
 
     @staticmethod
     def _eigen(a: Tensor, g: Tensor, damping: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from fisherlab.products import product
 
 PIECE = 4 << 20  # bytes that are factorised at a time
+INVERSE_FROM = 5  # solves per refresh from which an explicit inverse is cheaper than triangular solves (measured)
 BLOCK = 160  # rows per block of a symmetric product; measured on 785 columns: 0.6 of the time of the whole product
 
 # Torch's newer precision API, by backend; empty where torch lacks it.

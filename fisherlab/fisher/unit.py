@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fisherlab.fisher.blocks import Blocks
 from fisherlab.fisher.kinds import Statistics
+from fisherlab.fisher.linalg import accumulate
 from fisherlab.fisher.outer import OuterProducts
 
 CHUNK = 64 << 20  # bytes of one replica's rows that are formed at a time
@@ -37,9 +38,25 @@ class UnitBlocks(Blocks):
         for some in roots.split(units, -3):
             yield a * some
 
-    def moment(self, stats: Statistics, family: int, weight: float) -> Tensor:
-        """See `Blocks.moment`: with outer products of the inputs at hand, one product for all replicas."""
+    def moment(self, stats: Statistics, family: int, weight: float, old: Tensor | None, decay: float) -> Tensor:
+        """See `Blocks.moment`: by outer products of the inputs, one product for all units, or for all replicas."""
         outer = self.outer.get(family)
-        if outer is None or not outer.fits(stats.inputs[family]):
-            return super().moment(stats, family, weight)
-        return outer.moment(stats.gradients[family].square().sum(-3).mT.mul(weight))
+        if outer is not None and outer.fits(stats.inputs[family]):
+            fresh = outer.moment(stats.gradients[family].square().sum(-3).mT.mul(weight))
+            return fresh if old is None or not decay else old.mul_(decay).add_(fresh, alpha=1 - decay)
+        a, g = stats.inputs[family].joined, stats.gradients[family]
+        n = a.shape[-1]
+        if n > 2 * g.shape[-1] or a.element_size() * a.shape[-2] * n * n > CHUNK:
+            return super().moment(stats, family, weight, old, decay)
+        if old is None or not decay:
+            old, decay = g.new_zeros(*g.shape[:-3], g.shape[-1], n, n), 0.0
+        products = (a.unsqueeze(-1) * a.unsqueeze(-2)).flatten(-2)
+        weights = g.square().sum(-3)
+        accumulate(
+            old.view(*old.shape[:-2], n * n),
+            weights,
+            products.expand(*g.shape[:-3], -1, -1),
+            decay,
+            (1 - decay) * weight,
+        )
+        return old

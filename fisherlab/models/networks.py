@@ -14,6 +14,7 @@ from fisherlab.elementwise import elu, logistic
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.models.dense import Dense
 from fisherlab.models.initialise import initialise
+from fisherlab.models.normalise import BatchNorm
 
 
 class Logistic(nn.Module):
@@ -50,8 +51,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
 }
 
 
-def _chain(widths: Sequence[int], activations: Sequence[str], *, bias: bool = True) -> nn.Sequential:
-    """Stack Dense layers of the given widths, an activation after each but the last."""
+NORMS = ("none", "after")
+
+
+def _chain(
+    widths: Sequence[int], activations: Sequence[str], *, bias: bool = True, normed: bool = False
+) -> nn.Sequential:
+    """Stack Dense layers of the given widths, behind each but the last an activation, and a normalisation if asked."""
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
         modules[f"layer{i}"] = Dense(inputs, outputs, bias=bias)
@@ -61,6 +67,8 @@ def _chain(widths: Sequence[int], activations: Sequence[str], *, bias: bool = Tr
         make = ACTIVATIONS[name]
         if make is not None:
             modules[f"{name}{i}"] = make()
+        if normed and i < len(widths) - 1:
+            modules[f"norm{i}"] = BatchNorm(outputs)
     return nn.Sequential(modules)
 
 
@@ -77,6 +85,7 @@ def mlp(
     activation: str = "relu",
     init: str = "pytorch",
     bias: bool = True,
+    batch_norm: str = "none",
     generator: Generator | None = None,
 ) -> nn.Module:
     """Build a multi-layer perceptron; by default the 784-80-80-80-10 net of Sun and Nielsen (2017).
@@ -88,14 +97,21 @@ def mlp(
         activation: relu, tanh, erf, logistic, elu or linear, after every hidden layer.
         init: pytorch, half, glorot, sparse or zeros.
         bias: Whether the layers have biases.
+        batch_norm: none, or after: behind the activation of every hidden layer (BNA of Sun and Nielsen 2017).
         generator: Source of the initial weights.
 
     Returns:
         A model without replica axes that maps [B, inputs] to [B, outputs].
+
+    Raises:
+        UsageError: If a width or a name is unknown.
     """
     for width in hidden:
         _positive("hidden", width)
-    return initialise(_chain([inputs, *hidden, outputs], [activation] * len(hidden), bias=bias), init, generator)
+    if batch_norm not in NORMS:
+        raise UsageError(f"batch_norm={batch_norm!r} is unknown: {did_you_mean(str(batch_norm), NORMS)}")
+    chain = _chain([inputs, *hidden, outputs], [activation] * len(hidden), bias=bias, normed=batch_norm == "after")
+    return initialise(chain, init, generator)
 
 
 def deep_linear(

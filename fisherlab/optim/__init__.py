@@ -2,6 +2,17 @@
 
 from fisherlab.optim.optimizer import FisherOptimizer
 from fisherlab.optim.preconditioner import Preconditioner
-from fisherlab.optim.presets import EFNGD, KFAC, NAG, SGD, Adam, KFACMartens, NaturalGradient
+from fisherlab.optim.presets import EFNGD, KFAC, NAG, RNGD, SGD, Adam, KFACMartens, NaturalGradient
 
-__all__ = ["EFNGD", "KFAC", "NAG", "SGD", "Adam", "FisherOptimizer", "KFACMartens", "NaturalGradient", "Preconditioner"]
+__all__ = [
+    "EFNGD",
+    "KFAC",
+    "NAG",
+    "RNGD",
+    "SGD",
+    "Adam",
+    "FisherOptimizer",
+    "KFACMartens",
+    "NaturalGradient",
+    "Preconditioner",
+]

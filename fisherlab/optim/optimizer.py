@@ -180,7 +180,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             raise UsageError(
                 "the model has no layer that a natural gradient covers: expected nn.Linear or fisherlab.Dense"
             )
-        self.preconditioner.structure.check([layer.shape for layer in self.capture.layers])
+        self.preconditioner.meet(self.model, self.capture.layers)
         names = {id(p): n for n, p in trainable}
         covered = [p for layer in self.capture.layers for p in layer.parameters]
         groups = [{"params": covered, "names": [names[id(p)] for p in covered], "lr": lr}]
@@ -233,6 +233,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         ratio = Reduction(self, x, y, loss, factors, predicted) if watched else None
         for _, p, part, scale in self.parts_of_step(factors):
             p.addcmul_(part, scale, value=-1)
+        self.passes.late(x)
         if ratio is not None and self.policy is not None:
             self.report["rho"] = ratio.measure()
             self.policy.tell(self.report["rho"])

@@ -11,6 +11,7 @@ from fisherlab.errors import UsageError
 from fisherlab.fisher.capture import Capture, MeanGradient
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood
+from fisherlab.models.normalise import couples, held
 from fisherlab.optim.preconditioner import Preconditioner, examples
 from fisherlab.streams import Streams
 
@@ -84,16 +85,39 @@ class Passes:
         assert self.preconditioner is not None
         captured = self.capture(x)
         loss, mean = self._loss(captured.output, y)
-        observed, rest_gradients = captured.backward(self.likelihood.residual_at(mean, y), rest)
-        self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams)
-        return loss, MeanGradient(captured.inputs, observed), rest_gradients
+        residual = self.likelihood.residual_at(mean, y)
+        observed, rest_gradients = captured.backward(residual, rest)
+        gradient, coupled = MeanGradient(captured.inputs, observed), couples(self.model)
+        if coupled and self.preconditioner.observes:
+            with held(self.model):  # each example's own gradients, the batch's mean and variance taken for constants
+                captured = self.capture(x)
+            observed, _ = captured.backward(residual)
+        self.preconditioner.observe(captured, self.likelihood, y, observed, mean, self.streams, spanned=not coupled)
+        return loss, gradient, rest_gradients
+
+    def late(self, x: Tensor) -> None:
+        """Take a batch through the model once more, after the step, where the preconditioner asks for it.
+
+        Args:
+            x: Inputs [..., B, in].
+        """
+        pre = self.preconditioner
+        if pre is None or not pre.observes_late:
+            return
+        modes = [(m, m.training) for m in self.model.modules()]
+        self.model.eval()
+        try:
+            pre.observe_late(self.capture(x), self.likelihood)
+        finally:
+            for module, mode in modes:  # each its own: some may be frozen in evaluation
+                module.training = mode
 
     def _in_chunks(
         self, x: Tensor, y: Tensor, rest: list[Tensor], chunk: int
     ) -> tuple[Tensor, MeanGradient, list[Tensor]]:
         """The same, some examples at a time; those of the statistics go through once more, together."""
         assert self.preconditioner is not None
-        if rest:
+        if rest or couples(self.model):
             raise UsageError(f"chunk={chunk} needs a preconditioner that covers every parameter: expected null")
         losses, gradient, batch = list[Tensor](), list[Tensor](), x.shape[-2]
         for start in range(0, batch, chunk):
@@ -124,7 +148,8 @@ class Passes:
         """
         batch, chunk = x.shape[-2], self.chunk or x.shape[-2]
         parts = [slice(start, start + chunk) for start in range(0, batch, chunk)]
-        sums = [self.likelihood.nll(self.model(x[..., p, :]), examples(y, x, p)).sum(-1) for p in parts]
+        with held(self.model):
+            sums = [self.likelihood.nll(self.model(x[..., p, :]), examples(y, x, p)).sum(-1) for p in parts]
         return torch.stack(sums).sum(0) / batch
 
     def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisherlab.errors import UsageError, did_you_mean
-from fisherlab.fisher import STRUCTURES, Captured, Kind, Statistics, Structure, statistics
-from fisherlab.fisher.capture import MeanGradient
+from fisherlab.fisher import STRUCTURES, Captured, Kind, Mixed, Statistics, Structure, statistics
+from fisherlab.fisher.capture import Layer, MeanGradient
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.fisher.linalg import full_precision
+from fisherlab.fisher.mixed import ends
+from fisherlab.fisher.relative import Form, check_relu, relative_statistics
 from fisherlab.likelihood import Likelihood
+from fisherlab.optim.relative import forms
 from fisherlab.streams import Streams
 
 
@@ -58,14 +62,25 @@ def examples(y: Tensor, x: Tensor, part: slice) -> Tensor:
     return y[..., part] if y.ndim < x.ndim else y[..., part, :]
 
 
+def _structure(name: str, damping_mode: str | None) -> Structure:
+    if name not in STRUCTURES:
+        raise UsageError(f"structure={name!r} is unknown: {did_you_mean(str(name), STRUCTURES)}")
+    modes = STRUCTURES[name].damping_modes
+    if damping_mode is not None and damping_mode not in modes:
+        raise UsageError(f"damping_mode={damping_mode!r} does not fit structure={name}: expected {' or '.join(modes)}")
+    return STRUCTURES[name](damping_mode)
+
+
 class Preconditioner:
     """Turns gradients into natural gradients.
 
     Args:
-        kind: exact, mc or empirical.
+        kind: exact, mc, empirical or relative.
         structure: kronecker, kronecker_tridiagonal, full, gram, smaller (full or gram, whichever system is smaller),
-            layer, unit or diagonal.
-        damping_mode: factored or tikhonov; the structure's first when None.
+            layer, pairs, unit, shared or diagonal.
+        damping_mode: factored, tikhonov or trace; the structure's first when None.
+        first: The structure of the first layer, where another.
+        last: The structure of the last layer, where another.
         ema: eps_max of the moving average, eps = min(1 - 1/k, eps_max) at the k-th update; 0 keeps the last batch only.
         ema_start: `batch`: the first average is the first batch's statistic; `identity`: starts from I, eps = eps_max.
         stats_period: Steps between updates of the average.
@@ -76,6 +91,10 @@ class Preconditioner:
             (Martens and Grosse 2015, Section 8, take 1/8).
         samples: Labels per example for mc.
         max_columns: The most outputs for exact.
+        late: For relative: whether the statistics are those after the step, by another forward pass over the same
+            batch, normalised as in evaluation (Sun and Nielsen 2017, their code).
+        activation: For relative: of the hidden layers; None finds it in the model.
+        zone: For relative: iota, omega and sigma of the relu's zone.
 
     Raises:
         UsageError: If a choice is unknown, or the combination makes no sense; says why.
@@ -87,6 +106,8 @@ class Preconditioner:
         structure: str = "kronecker",
         damping_mode: str | None = None,
         *,
+        first: str | None = None,
+        last: str | None = None,
         ema: float = 0.0,
         ema_start: str = "batch",
         stats_period: int = 1,
@@ -95,23 +116,28 @@ class Preconditioner:
         tau1: float = 1.0,
         samples: int = 1,
         max_columns: int = MAX_COLUMNS,
+        late: bool = False,
+        activation: str | None = None,
+        zone: Mapping[str, float] | None = None,
     ) -> None:
         if kind not in list(Kind):
             raise UsageError(f"kind={kind!r} is unknown: {did_you_mean(str(kind), Kind)}")
-        if structure not in STRUCTURES:
-            raise UsageError(f"structure={structure!r} is unknown: {did_you_mean(str(structure), STRUCTURES)}")
-        modes = STRUCTURES[structure].damping_modes
-        if damping_mode is not None and damping_mode not in modes:
-            expected = " or ".join(modes)
-            raise UsageError(f"damping_mode={damping_mode!r} does not fit structure={structure}: expected {expected}")
+        if late and kind != Kind.RELATIVE:
+            raise UsageError(f"late=true does not fit kind={kind}: expected kind=relative, or late=false")
+        self.structure_names = (first or structure, structure, last or structure)
+        found = [_structure(name, damping_mode) for name in self.structure_names]
         if ema_start not in ("batch", "identity"):
             nearest = did_you_mean(str(ema_start), ("batch", "identity"))
             raise UsageError(f"ema_start={ema_start!r} is unknown: {nearest}")
         if not isinstance(ema, (int, float)) or not 0 <= ema < 1:
             raise UsageError(f"ema={ema!r} is out of range: expected a number in [0, 1)")
         self.kind = Kind(kind)
-        self.structure_name = structure
-        self.structure: Structure = STRUCTURES[structure](damping_mode)
+        mixed = len(set(self.structure_names)) > 1
+        self.structure_name = ", ".join(self.structure_names) if mixed else structure
+        self.structure: Structure = Mixed(*found) if mixed else found[1]
+        self.late, self.activation, self.zone = late, activation, dict(zone or {})
+        check_relu(**self.zone)
+        self.forms: list[Form] = []
         self.ema, self.ema_start = ema, ema_start
         self.stats_period = _period("stats_period", stats_period)
         self.inverse_period = _period("inverse_period", inverse_period)
@@ -134,6 +160,23 @@ class Preconditioner:
                 f"stats_period={stats_period}, inverse_period={inverse_period}"
             )
 
+    def meet(self, model: nn.Module, layers: Sequence[Layer]) -> None:
+        """Get to know the model, before its first step.
+
+        Args:
+            model: The model.
+            layers: Its covered layers.
+
+        Raises:
+            UsageError: If a layer asks for too much, or the relative Fisher does not know it.
+        """
+        self.structure.check([layer.shape for layer in layers])
+        if self.kind is Kind.RELATIVE:
+            mixed = isinstance(self.structure, Mixed)
+            where = ends(len(layers)) if mixed else [slice(0, 0), slice(0, len(layers)), slice(0, 0)]
+            parts = list(zip(self.structure_names, where, strict=True))
+            self.forms = forms(model, layers, parts, self.activation)
+
     @property
     def observes(self) -> bool:
         """Whether it is the statistics' turn at this step."""
@@ -149,6 +192,7 @@ class Preconditioner:
         streams: Streams,
         *,
         thinned: bool = False,
+        spanned: bool = True,
     ) -> None:
         """Update the statistics from a batch, where it is their turn.
 
@@ -160,8 +204,9 @@ class Preconditioner:
             mean: E[y | f] at the outputs.
             streams: Source of label noise.
             thinned: Whether these are but the examples that statistics are taken from, every `stride`-th.
+            spanned: Whether the gradient is the mean of the examples' own: not where batch normalisation couples them.
         """
-        if not self.observes:
+        if not self.observes or (self.late and self.step):
             return
         if self.stride > 1 and not thinned:
             captured, mean = captured.thinned(self.stride), mean[..., :: self.stride, :]
@@ -175,7 +220,29 @@ class Preconditioner:
             # A stream axis [S, ...] stands beside the replicas' [S, H, ...].
             noise = noise.unsqueeze(1) if noise.ndim == 4 else noise
         with full_precision():
-            self._update(statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns, mean))
+            if self.kind is Kind.RELATIVE:
+                found = relative_statistics(captured, likelihood, self.forms, self.zone)
+            else:
+                found = statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns, mean)
+            if self.late and self.ema_start == "identity":
+                self.structure.start_at_identity(found)
+                return
+            self._update(found if spanned else replace(found, coefficients=None))
+
+    def observe_late(self, captured: Captured, likelihood: Likelihood) -> None:
+        """Update the statistics after a step, where it was their turn.
+
+        Args:
+            captured: A forward pass by the new weights.
+            likelihood: Of its outputs.
+        """
+        with full_precision():
+            self._update(relative_statistics(captured.thinned(self.stride), likelihood, self.forms, self.zone))
+
+    @property
+    def observes_late(self) -> bool:
+        """Whether the step just taken asks for statistics after it."""
+        return self.late and (self.step - 1) % self.stats_period == 0
 
     def __call__(self, gradient: MeanGradient, extra: list[Tensor] | None, damping: Tensor) -> list[Tensor]:
         """Make one natural gradient, with a fresh factorisation where it is its turn.
@@ -222,7 +289,7 @@ class Preconditioner:
         decay = self.ema
         if self.ema_start == "batch":
             decay = min(1 - 1 / self.updates, self.ema)
-        elif self.updates == 1:
+        elif self.updates == 1 and not self.late:
             self.structure.start_at_identity(stats)
         self.structure.update(stats, decay)
         if self.tell_trace is not None:

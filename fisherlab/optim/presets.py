@@ -83,9 +83,9 @@ class NaturalGradient(FisherOptimizer):
         damping: lambda, added to the mean Fisher, or the name of a policy; see `FisherOptimizer`.
         momentum: Decay of the momentum buffer; acts on the preconditioned gradient.
         nesterov: Nesterov's look-ahead.
-        kind: exact, mc or empirical.
-        structure: kronecker, kronecker_tridiagonal, full, gram, smaller, layer, unit or diagonal.
-        damping_mode: factored or tikhonov; the structure's own when None.
+        kind: exact, mc, empirical or relative.
+        structure: kronecker, kronecker_tridiagonal, full, gram, smaller, layer, pairs, unit, shared or diagonal.
+        damping_mode: factored, tikhonov or trace; the structure's own when None.
         ema: eps_max of the moving average of the statistics.
         ema_start: batch or identity.
         stats_period: Steps between updates of the statistics.
@@ -153,6 +153,78 @@ class KFAC(NaturalGradient):
     def __init__(self, model: nn.Module, likelihood: str | Likelihood, **options: Any) -> None:
         defaults: dict[str, Any] = {"lr": 0.1, "damping": 1.0, "momentum": 0.9, "kind": "mc", "structure": "kronecker"}
         super().__init__(model, likelihood, **(defaults | {"ema": 0.95, "inverse_period": 10} | options))
+
+
+class RNGD(FisherOptimizer):
+    """Relative natural gradient descent (Sun and Nielsen 2017), as in the authors' code.
+
+    The first and the last layer are seen as linear, with one matrix for all units; hidden layers neuron by neuron. The
+    matrices start at the identity; each batch's are taken after its step.
+
+    Args:
+        model: The model.
+        likelihood: categorical, bernoulli, gaussian, or a `Likelihood`.
+        lr: Learning rate.
+        damping: In parts of each matrix's trace; or the name of a policy.
+        momentum: Decay of the momentum buffer.
+        first: Structure of the first layer: shared (linear), or unit.
+        between: Structure of the hidden layers: unit, or pairs (two layers in a block; small nets only).
+        last: Structure of the last layer: shared (linear), or layer (the RFIM of the softmax layer).
+        damping_mode: trace, or tikhonov.
+        ema: Weight of the past in the matrices.
+        ema_start: identity, or batch.
+        stats_period: Steps between updates of the matrices.
+        inverse_period: T, steps between factorisations.
+        late: Whether the matrices are those after the step.
+        activation: Of the hidden layers; None finds it in the model.
+        iota: Leak of the relu's zone.
+        omega: Width of its smoothing.
+        **options: L2, learning rate of uncovered parameters, and seed, see `FisherOptimizer`.
+    """
+
+    per_replica = (*FisherOptimizer.per_replica, "momentum")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        likelihood: str | Likelihood,
+        *,
+        lr: Hyper = 0.01,
+        damping: Hyper | str = 1e-4,
+        momentum: Hyper = 0.0,
+        first: str = "shared",
+        between: str = "unit",
+        last: str = "shared",
+        damping_mode: str = "trace",
+        ema: float = 0.995,
+        ema_start: str = "identity",
+        stats_period: int = 1,
+        inverse_period: int = 100,
+        late: bool = True,
+        activation: str | None = None,
+        iota: float = 0.0,
+        omega: float = 1.0,
+        **options: Any,
+    ) -> None:
+        preconditioner = Preconditioner(
+            "relative",
+            between,
+            damping_mode,
+            first=first,
+            last=last,
+            ema=ema,
+            ema_start=ema_start,
+            stats_period=stats_period,
+            inverse_period=inverse_period,
+            late=late,
+            activation=activation,
+            zone={"iota": iota, "omega": omega},
+        )
+        rule = {"momentum": fraction("momentum", momentum), "nesterov": False}
+        options = {"l2_in_curvature": False} | options  # damping is in parts of a trace
+        super().__init__(
+            model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options
+        )
 
 
 class EFNGD(NaturalGradient):

@@ -1,6 +1,7 @@
 """The reduction ratio rho: how much of the change that the quadratic model predicted came true?
 
-M(delta) = g^T delta + 1/2 delta^T (F + eta I) delta with the exact Fisher of the batch, whatever made the step.
+M(delta) = g^T delta + 1/2 delta^T (F + eta I) delta with the exact Fisher of the batch, whatever made the step; with
+batch normalisation, F takes the batch's mean and variance for constants.
 Martens and Grosse (2015), Section 6.5, have lambda + eta in it, where the step minimises M; a step that is scaled by a
 learning rate and carries momentum does not, and lambda |delta|^2 would soon outweigh all else.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.fisher.pushforward import fisher_products
+from fisherlab.models.normalise import held
 from fisherlab.optim.hyper import host
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class Reduction:
         """M(delta) without lambda."""
         optimizer = self.optimizer
         change = {name: part * -scale for name, _, part, scale in optimizer.parts_of_step(factors)}
-        form = fisher_products(optimizer.model, optimizer.likelihood, self.x, [change])[..., 0, 0]
+        with held(optimizer.model):
+            form = fisher_products(optimizer.model, optimizer.likelihood, self.x, [change])[..., 0, 0]
         pairs = list(zip(optimizer.vectors, factors, strict=True))
         slope = torch.stack([-c * (g * v).sum(-1) for (g, v), c in pairs]).sum(0)
         size = torch.stack([c.square() * v.square().sum(-1) for (_, v), c in pairs]).sum(0)

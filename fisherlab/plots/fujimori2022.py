@@ -93,9 +93,9 @@ def _curves(folder: Path, searched: dict[str, str]) -> Figure:
             axis.fill_between(
                 part["step"], smooth["q10"], smooth["q90"], color=_style(damping)["color"], alpha=0.12, lw=0
             )
-        axis.set(xlabel="iteration", ylabel="mini-batch loss (nats; mean, middle 80 %)", yscale="log")
+        axis.set(xlabel="iteration", ylabel="mini-batch loss (nats)", yscale="log")
         axis.label_outer()
-    legend(figure, axes, "damping")
+    legend(figure, axes, "damping\n(mean of the best\nthird, middle 80 %)")
     return figure
 
 

@@ -168,6 +168,8 @@ def _seeds(folder: Path, problem: str, settings: dict[str, Any]) -> Figure:
     for method in (DIAGONAL, TRI):
         found = [evaluations(folder, problem, method, seed) for seed in range(settings["early_seeds"])]
         runs = [run for run in found if run is not None]
+        if not runs:
+            continue
         for i, run in enumerate(runs):
             _curve(axis, run, "step", method, lw=0.8, label=method if not i else None)
         errors = pd.concat([run.set_index("step")["error"] for run in runs], axis=1)

@@ -8,5 +8,6 @@ STUDIES = {
     "kunstner2019": "fisherlab.studies.kunstner2019",
     "fujimori2022": "fisherlab.studies.fujimori2022",
     "martens2015": "fisherlab.studies.martens2015",
+    "sun2017": "fisherlab.studies.sun2017",
     "karakida2020": "fisherlab.studies.karakida2020",
 }

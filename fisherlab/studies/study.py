@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -129,7 +130,10 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
             write_json(folder / RECORD, record)
         print(f"{part.name}: {took['seconds']} s", flush=True)
         if getattr(study, "PIECEWISE", False) and took["seconds"] > 60:
-            conclude(name, folder)
+            try:
+                conclude(name, folder)
+            except Exception as error:  # what took hours goes on; at the end it is raised
+                print(f"fisherlab: warning: claims or figures: {type(error).__name__}: {error}", file=sys.stderr)
 
     share(parts, folder, make, lambda: json.loads((folder / RECORD).read_text())["parts"])
     conclude(name, folder)

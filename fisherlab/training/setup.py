@@ -361,11 +361,13 @@ def draws(experiment: Experiment) -> bool:
     Returns:
         True where its numbers would depend on what runs beside it.
     """
-    training = experiment.model.training
+    training, buffers = experiment.model.training, [b.clone() for b in experiment.model.buffers()]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         before = torch.get_rng_state()
         experiment.model.train()(experiment.rows("train", slice(1))[0])
         moved = not torch.equal(before, torch.get_rng_state())
+        for buffer, kept in zip(experiment.model.buffers(), buffers, strict=True):  # batch normalisation's averages
+            buffer.copy_(kept)
     experiment.model.train(training)
     return moved
 

@@ -13,7 +13,8 @@ from tests.cases import KINDS, LAYERS, LIKELIHOODS, batch_of, batch_statistics, 
 from tests.compare import assert_close, assert_same_bits
 from tests.reference import Twin, damped_solve
 
-MODES = ("factored", "tikhonov")
+ABSOLUTE = ("factored", "tikhonov")
+MODES = (*ABSOLUTE, "trace")  # the last: in parts of the matrix itself
 
 
 def number(value):
@@ -109,11 +110,19 @@ def test_exact_for_deep_linear_networks_with_squared_loss():
         start += v.numel()
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ABSOLUTE)
 def test_large_damping_leaves_the_gradient_over_lambda(mode):
     x, y = batch_of("categorical")
     stats, gradient = batch_statistics(model_of(), "categorical", "exact", x, y)
     assert_close(1e14 * flat(prepared(stats, 1e14, mode).solve(gradient)), flat(gradient), 1e-5)
+
+
+def test_large_damping_by_the_trace_leaves_the_gradient_over_the_traces_too():
+    x, y = batch_of("categorical")
+    stats, gradient = batch_statistics(model_of(), "categorical", "exact", x, y)
+    structure = prepared(stats, 1e8, "trace")
+    expected = [v / (a.trace() * g.trace()) for v, a, g in zip(gradient, structure.a, structure.g, strict=True)]
+    assert_close(1e8 * flat(structure.solve(gradient)), flat(expected), 1e-7)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -161,7 +170,7 @@ def test_identity_start():
     assert [len(g) for g in structure.g] == [5, 3]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ABSOLUTE)
 def test_dead_units_do_no_harm(mode):
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     with torch.no_grad():
@@ -172,6 +181,14 @@ def test_dead_units_do_no_harm(mode):
     assert not solved[0].any()
     assert solved[1].isfinite().all()
     assert solved[1][:, -1].abs().sum() > 0
+
+
+def test_a_dead_layer_has_no_trace_to_be_damped_by_and_is_marked():
+    stats, _ = batch_statistics(model_of(), "categorical", "exact", *batch_of("categorical"))
+    stats.gradients[0].zero_()
+    structure = Kronecker("trace")
+    structure.update(stats, 0.0)
+    assert structure.refresh(number(0.04)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -215,7 +232,10 @@ def test_undamped_rounding_noise_is_marked_lane_by_lane(dtype):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("batch", [3, 50])  # the batch is rotated, or its gradient
 def test_the_mean_gradient_of_a_batch_is_solved_for_formed_or_not(batch, mode, bias):
-    x, model = torch.rand(batch, 12, dtype=torch.float64), mlp(12, 3, hidden=(2,), bias=bias).double()
+    x, model = (
+        torch.rand(batch, 12, dtype=torch.float64),
+        mlp(12, 3, hidden=(2,), activation="tanh", bias=bias).double(),
+    )
     captured = Capture(model)(x)
     observed, _ = captured.backward(torch.rand(batch, 3, dtype=torch.float64))
     structure = Kronecker(mode)

@@ -1,4 +1,4 @@
-"""The whole recipe of Martens and Grosse (2015) where statistics are poor: finite weights, or an error that says why."""
+"""The whole recipe of Martens and Grosse (2015) on poor statistics: finite weights, or an error that says why."""
 
 import pytest
 import torch

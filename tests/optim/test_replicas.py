@@ -48,14 +48,13 @@ def hyper(name, cut):
     return {k: v[cut] for k, v in options.items()}
 
 
-def run(name, likelihood, size, activation, cut=WHOLE, spoil=None, **more):
+def run(name, likelihood, size, activation, cut=WHOLE, spoil=None, norm="none", **more):
     """Train the part of the group that `cut` names; everything that came out, per replica."""
     _, inputs, hidden, outputs = size
     streams, lanes = (range(n)[c] for n, c in zip(SHAPE, cut, strict=True))
+    options = {"hidden": hidden, "activation": activation, "batch_norm": norm}
     models = [
-        mlp(inputs, outputs, hidden=hidden, activation=activation, generator=generator(LANES * s + h, "init"))
-        for s in streams
-        for h in lanes
+        mlp(inputs, outputs, **options, generator=generator(LANES * s + h, "init")) for s in streams for h in lanes
     ]
     model = stack_replicas(models, (len(streams), len(lanes)))
     cls, options = PRESETS[name]
@@ -67,7 +66,7 @@ def run(name, likelihood, size, activation, cut=WHOLE, spoil=None, **more):
     for x, y in batches(likelihood, size):
         loss = optimizer.step(x[cut[0]], y[cut[0]])
         record += [loss, optimizer.report["grad_norm"], optimizer.report["update_norm"]]
-    flat = [p.detach().flatten(2) for p in model.parameters()]
+    flat = [p.detach().flatten(2) for p in (*model.parameters(), *model.buffers())]
     return torch.cat([torch.stack(record, -1), *flat], -1), optimizer
 
 
@@ -91,6 +90,14 @@ def test_so_it_has_with_larger_odd_shapes(name):
     assert whole.isfinite().all()
     for cut in CUTS[:: LANES + 1]:
         assert_same_bits(run(name, "categorical", ODD, "relu", cut)[0], whole[cut])
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_so_it_has_with_batch_normalisation(name):
+    whole, _ = run(name, "categorical", SMALL, "relu", norm="after")
+    assert whole.isfinite().all()
+    for cut in CUTS[:: LANES + 1]:
+        assert_same_bits(run(name, "categorical", SMALL, "relu", cut, norm="after")[0], whole[cut])
 
 
 @pytest.mark.parametrize("hidden", [(), (20,)])

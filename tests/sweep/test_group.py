@@ -26,6 +26,7 @@ OPTIMIZERS = {
         "dataset=digits",
     ],
     "efngd": ["optimizer=efngd", "damping=0.5"],
+    "rngd, normed": ["optimizer=rngd", "optimizer.inverse_period=3", "model.hidden=[9,8]", "model.batch_norm=after"],
 }
 RATES = (0.01, 0.05, 1e9)  # the last blows up
 

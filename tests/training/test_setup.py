@@ -58,7 +58,7 @@ def replaced(name: str) -> str:
         ("dataset=toy_linear model=linear likelihood=categorical", r"likelihood=categorical does not fit"),
         ("model=autoencoder target=label likelihood=categorical", r"outputs=10 does not fit an autoencoder"),
         ("optimizer=kfac optimizer.kind=empiricall", r"kind='empiricall' is unknown: did you mean 'empirical'"),
-        ("optimizer=kfac optimizer.damping_mode=trace", r"damping_mode='trace' does not fit structure=kronecker"),
+        ("optimizer=kfac optimizer.damping_mode=tracy", r"damping_mode='tracy' does not fit structure=kronecker"),
         ("optimizer=efngd +optimizer.inverse_period=5", r"gram|smaller.*keeps no moving average"),
         ("optimizer=kfac optimizer.inverse_period=0", r"inverse_period=0 is no period"),
         ("dataset.splits={train:9000,test:1}", r"splits=.*does not fit 'digits'"),

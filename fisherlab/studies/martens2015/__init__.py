@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fisherlab.schema import TEXT, check, each, name, whole
+from fisherlab.errors import UsageError
+from fisherlab.schema import check, name, some, whole
 from fisherlab.studies.martens2015 import baseline, gamma, invariance, matrices, runs
 from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
 from fisherlab.studies.martens2015.tables import derived
@@ -18,7 +19,7 @@ __all__ = ["PIECEWISE", "claims", "derived", "parts"]
 
 PIECEWISE = True  # claims and figures after every part: the whole takes many hours
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS
-RULES = {"dataset": TEXT, "problems": each(name(*PROBLEMS)), "fixed_batches": each(whole(1))}
+RULES = {"dataset": name("mnist", "digits"), "problems": some(name(*PROBLEMS)), "fixed_batches": some(whole(1))}
 RULES |= dict.fromkeys(("matrix_cases", "iterations", "early", "every", "seeds", "early_seeds"), whole(1))
 RULES |= dict.fromkeys(("diagonal_seeds", "fixed_iterations", "grid_updates", "baseline_every", "gammas"), whole(1))
 
@@ -34,8 +35,7 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         The matrices; the invariance; then for each problem the two inverses, the baseline, and batches of one size;
         for the first one also Figure 7, Figure 9 and fresh seeds.
     """
-    for key, rule in RULES.items():
-        check(key, settings[key], rule)
+    _check(settings)
     found = [matrices.part(settings), invariance.part(settings)]
     first = settings["problems"][0]
     for problem in settings["problems"]:
@@ -48,6 +48,14 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         ]
         found += [runs.fixed(problem, NO_MOMENTUM, settings["fixed_batches"][-1], settings, folder)]
     return [*found, *_figure_9(first, settings, folder), *_seeds(first, settings, folder)]
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for key, rule in RULES.items():
+        check(key, settings[key], rule)
+    early, every, iterations = settings["early"], settings["every"], settings["iterations"]
+    if early % every or early > iterations:
+        raise UsageError(f"early={early}: expected a multiple of every={every}, at most iterations={iterations}")
 
 
 def _figure_9(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:

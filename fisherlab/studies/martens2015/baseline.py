@@ -141,6 +141,8 @@ def _grid(problem: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any
 def _best(problem: str, settings: Mapping[str, Any], folder: Path, name: str, bar: tqdm[Any]) -> Tables:
     """The grid's best setting to the end, and those that were one with it there."""
     grid = read_table(folder / GRID(problem))
+    if not grid["train_error"].notna().any():
+        raise RuntimeError(f"all {len(grid)} settings of {problem}'s baseline diverged: there is no best one")
     best = grid.sort_values("train_error").iloc[0]
     updates = length(problem, settings)
     tied = grid[(grid["lr"] == best["lr"]) & (grid["same_as"] == best["same_as"])]["momentum"]

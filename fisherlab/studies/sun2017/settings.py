@@ -1,0 +1,60 @@
+"""The nets and the methods that are compared, and how a run of the study is composed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fisherlab.config import compose, job
+
+BASE = (
+    "model=mlp",
+    "model.init=glorot",
+    "figures=false",
+    "keep=nothing",
+    "record_norms=false",
+    "histogram_steps=[]",
+    "device=cpu",
+)
+NETS: Mapping[str, tuple[str, ...]] = {"plain": (), "bna": ("model.batch_norm=after",)}
+TOLD = {"plain": "PLAIN", "bna": "BNA"}
+# The paper's three, then two under the same protocol: no momentum, and factorisations as rare as RNGD's.
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "sgd": ("optimizer=sgd", "momentum=0"),
+    "adam": ("optimizer=adam",),
+    "rngd": ("optimizer=rngd",),
+    "kfac": ("optimizer=kfac", "momentum=0", "damping=0.1", "optimizer.inverse_period=100"),
+    "efngd": ("optimizer=efngd", "damping=0.1"),
+}
+VARIANTS: Mapping[str, tuple[str, ...]] = {
+    "rngd, batch start": ("optimizer=rngd", "optimizer.ema_start=batch"),
+    "rngd, softmax": ("optimizer=rngd", "optimizer.last=layer"),
+}
+NAMES = {"sgd": "SGD", "adam": "Adam", "rngd": "RNGD", "kfac": "K-FAC", "efngd": "EF-NGD"}
+
+
+def configured(net: str, method: str, epochs: int, settings: Mapping[str, Any]) -> DictConfig:
+    """Compose a run.
+
+    Args:
+        net: A key of `NETS`.
+        method: A key of `METHODS` or `VARIANTS`.
+        epochs: How many.
+        settings: The scale's.
+
+    Returns:
+        The config, not resolved.
+    """
+    scale = [
+        f"dataset={settings['dataset']}",
+        f"batch_size={settings['batch']}",
+        f"epochs={epochs}",
+        f"l2={settings['l2']}",
+        f"threads={torch.get_num_threads()}",
+    ]
+    cfg = job(compose([*BASE, *NETS[net], *({**METHODS, **VARIANTS}[method]), *scale]))
+    OmegaConf.update(cfg, "dataset.splits", dict(settings["splits"]), merge=False, force_add=True)
+    return cfg

@@ -1,0 +1,60 @@
+"""Hand-made tables of the study martens2015, and the verdicts that follow from them."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from fisherlab.composition import conf_dir
+from fisherlab.studies.martens2015 import claims
+from fisherlab.studies.martens2015.problems import label
+from fisherlab.studies.martens2015.run_verdicts import DIAGONAL, TRI
+
+SETTINGS = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / "martens2015.yaml").scales.paper)
+NOISE = 0.02 * np.sin(3.0 * np.arange(10))  # of ten seeds, on the logarithm
+
+
+def folder(tmp_path, tables, scale="paper"):
+    """A study's folder with these tables, by file name."""
+    home = tmp_path / scale
+    home.mkdir()
+    (home / "study.json").write_text(json.dumps({"settings": SETTINGS}))
+    for name, table in tables.items():
+        table.to_csv(home / name, index=False)
+    return home
+
+
+def verdict(home, begins):
+    """The verdict of the one claim that begins so; None where there is none."""
+    found = claims(home)
+    assert len({(c.claim, c.setting) for c in found}) == len(found)
+    own = [c.verdict for c in found if c.claim.startswith(begins)]
+    assert len(own) <= 1
+    return own[0] if own else None
+
+
+def run(rate, last=500, seconds=1.0, cases=1000, start=200.0, test=1.0):
+    """A run whose error falls exponentially by step; seconds and cases of a step."""
+    steps = np.arange(0, last + 1, 10)
+    errors = start * np.exp(-rate * steps)
+    columns = {"step": steps, "examples": cases * steps, "seconds": seconds * steps}
+    return pd.DataFrame(columns | {"train_error": errors, "test_error": test * errors})
+
+
+def named(method, *more, problem="mnist"):
+    return f"evaluations_{label(problem, method, *more)}.csv"
+
+
+def rate_to(error, step):
+    return math.log(200.0 / error) / step
+
+
+def paired(ratio, seeds=10, spread=1.0):
+    """Runs of both inverses; the error of the block-diagonal ones is so much larger at iteration 100, roughly."""
+    found = {}
+    for seed, noise in enumerate(NOISE[:seeds]):
+        found[named(TRI, seed)] = run(rate_to(20.0, 100))
+        found[named(DIAGONAL, seed)] = run(rate_to(20.0 * ratio * math.exp(spread * noise), 100))
+    return found

@@ -1,0 +1,160 @@
+"""Martens and Grosse (2015), verdicts on matrices, invariance, Figure 7 and the recipe; the summary of the runs."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fisherlab.studies.martens2015 import derived
+from fisherlab.studies.martens2015.matrices import COMPARED, difference
+from fisherlab.studies.martens2015.problems import METHODS, label
+from fisherlab.studies.martens2015.run_verdicts import BASELINE, DIAGONAL, NO_MOMENTUM, TRI
+from tests.studies.martens2015_tables import folder, named, run, verdict
+
+
+@pytest.mark.parametrize(
+    ("least", "at_used", "scale", "expected"),
+    [
+        (1.0, 0.5, "paper", "reproduced"),
+        (0.05, 0.5, "paper", "contradicted"),
+        (0.05, 0.5, "quick", "inconclusive"),
+        (1.0, -0.5, "paper", "contradicted"),
+    ],
+)
+def test_figure_7_without_rescaling_only_a_large_gamma_improves(tmp_path, least, at_used, scale, expected):
+    gammas = np.logspace(-3, 3, 13)
+    improvement = {
+        "not rescaled": np.where(gammas >= 0.99 * least, 0.1, -50.0),
+        "rescaled": np.full(13, 0.2),
+        "rescaled, momentum": np.where(np.isclose(gammas, 0.01), at_used, 0.7),
+    }
+    rows = [pd.DataFrame({"step": s, "gamma": gammas, "improvement": v}) for s, v in improvement.items()]
+    table = pd.concat(rows).assign(predicted=1.0, iteration=500, used=0.012)
+    assert verdict(folder(tmp_path, {"gamma_mnist.csv": table}, scale), "without rescaling no gamma") == expected
+
+
+def recipe(**changed):
+    """Steps as in the authors' log: lambda falls every five, gamma from its start to its floor."""
+    k = np.arange(1, 501)
+    columns = {
+        "step": k,
+        "damping": 150 * 0.95 ** (5 * ((k - 1) // 5)),
+        "gamma": np.where(k <= 40, math.sqrt(150 + 1e-5), 0.00317),
+        "mu": np.where(k < 50, 0.6, 0.99),
+        "alpha": np.where(k < 50, 4.4, 0.05),
+    }
+    return pd.DataFrame(columns | {name: change(k, columns[name]) for name, change in changed.items()})
+
+
+@pytest.mark.parametrize(
+    ("changed", "wrong"),
+    [
+        ({}, None),
+        ({"damping": lambda k, v: np.where(k <= 10, 150.0, v)}, "lambda falls"),
+        ({"damping": lambda k, v: np.where(k > 400, 150.0, v)}, "lambda falls"),
+        ({"gamma": lambda k, v: np.where(k == 20, 7.33, v)}, "gamma is"),
+        ({"gamma": lambda k, v: np.maximum(v, 0.02)}, "gamma is"),
+        ({"mu": lambda k, v: np.full(500, 0.99)}, "mu is"),
+        ({"mu": lambda k, v: np.full(500, 0.6)}, "mu is"),
+        ({"alpha": lambda k, v: v / 4}, "mu is"),
+        ({"alpha": lambda k, v: np.full(500, 4.4)}, "mu is"),
+    ],
+)
+def test_the_recipe_is_that_of_the_authors_log(tmp_path, changed, wrong):
+    home = folder(tmp_path, {f"steps_{label('mnist', TRI, 0)}.csv.gz": recipe(**changed)})
+    found = {begins: verdict(home, begins) for begins in ("lambda falls", "gamma is", "mu is")}
+    expected = {b: "contradicted" if b == wrong else "reproduced" for b in found}
+    assert found == expected
+
+
+def blocks(sizes):
+    """Mean and largest |entry| of 4 x 4 blocks, by their distance from the diagonal."""
+    rows = []
+    for name, by_distance in sizes.items():
+        rows += [(name, i, j, *(by_distance[abs(i - j)],) * 2) for i in range(4) for j in range(4)]
+    return pd.DataFrame(rows, columns=["matrix", "row", "column", "mean", "max"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "sizes", "wrong"),
+    [
+        ({}, {}, None),
+        ({"error": 1500.0}, {}, "F-tilde's error"),
+        ({"error": 4500.0}, {}, "F-tilde's error"),
+        ({}, {"F tilde, inverse": [10, 5, 2, 1]}, "the inverse of F-tilde"),
+        ({}, {"F tilde, damped": [10, 4, 0.4, 0.1]}, "the inverse of F-tilde"),
+        ({}, {("F tilde, damped", "block-tridiagonal"): [0, 1e-6, 1, 1]}, "F-breve equals"),
+        ({}, {("F tilde, damped", "block-diagonal"): [1e-6, 5, 4, 3]}, "F-breve equals"),
+        ({}, {("F tilde, damped", "block-diagonal"): [0, 0.1, 0.1, 0.1]}, "F-breve equals"),
+        ({}, {("F tilde, inverse", "block-diagonal, inverse"): [0.05, 9, 1, 1]}, "F-hat's inverse"),
+        ({}, {("F tilde, inverse", "block-diagonal, inverse"): [0.5, 0.01, 0, 0]}, "F-hat's inverse"),
+    ],
+)
+def test_claims_on_matrices(tmp_path, facts, sizes, wrong):
+    usual = {
+        "F tilde, damped": [10, 8, 5, 4],
+        "F tilde, inverse": [10, 5, 0.3, 0.1],
+        ("F tilde, damped", "block-tridiagonal"): [0, 0, 1, 1],
+        ("F tilde, damped", "block-diagonal"): [0, 8, 5, 4],
+        ("F tilde, inverse", "block-tridiagonal, inverse"): [0.1, 0.4, 0.3, 0.1],
+        ("F tilde, inverse", "block-diagonal, inverse"): [0.5, 5, 0.3, 0.1],
+    }
+    assert {name for name in usual if isinstance(name, tuple)} == set(COMPARED[1:])
+    table = blocks({n if isinstance(n, str) else difference(*n): v for n, v in (usual | sizes).items()})
+    told = {"cases": 60000, "steps": 20, "train_error": 0.05, "gamma": 0.3, "identity": 1e-15}
+    told |= {"fisher": 9000.0, "error": 2894.4, "bound": 4134.6} | facts
+    tables = {"matrix_blocks.csv": table, "matrix_facts.csv": pd.DataFrame([told])}
+    home = folder(tmp_path, tables | {"matrices.csv.gz": pd.DataFrame({"matrix": []})})
+    begins = ("F-tilde's error", "the inverse of F-tilde", "F-breve equals", "F-hat's inverse")
+    assert {b: verdict(home, b) for b in begins} == {b: "contradicted" if b == wrong else "reproduced" for b in begins}
+
+
+@pytest.mark.parametrize(
+    ("apart", "expected"),
+    [((1e-12, 1e-11), "reproduced"), ((1e-12, 1e-7), "contradicted"), ((1e-7, 0), "contradicted")],
+)
+def test_claims_on_invariance_look_at_both_changes(tmp_path, apart, expected):
+    rows = [
+        {"method": method, "change": change, "step": 25, "apart": 1.0 if method == "gradient descent" else value}
+        for method in ("block-diagonal", "block-tridiagonal", "gradient descent")
+        for change, value in zip(("affine", "logistic"), apart, strict=True)
+    ]
+    home = folder(tmp_path, {"invariance.csv": pd.DataFrame(rows)})
+    for method in (TRI, DIAGONAL):
+        assert verdict(home, f"{method} K-FAC without damping") == expected
+
+
+def test_the_summary_has_each_run_once_and_its_rate(tmp_path):
+    tables = {}
+    for names in ((TRI, 0), (TRI, 3), (NO_MOMENTUM, "batch", 2000), (BASELINE, 0), (BASELINE, "batch", 2000)):
+        tables[named(*names)] = run(0.01, last=100)
+        tables[f"took_{label('mnist', *names)}.csv"] = pd.DataFrame({"product_rate": [50.0], "status": ["finished"]})
+    home = folder(tmp_path, tables)
+    table = derived(home)["runs.csv"]
+    assert table[["method", "batch", "seed"]].values.tolist() == [
+        [TRI, "growing", "0"],
+        [TRI, "growing", "3"],
+        [NO_MOMENTUM, "2000", "0"],
+        [BASELINE, "", "0"],
+        [BASELINE, "2000", "0"],
+    ]
+    assert "rate" not in table
+    counted = pd.DataFrame({"method": list(METHODS), "per_case": 0.02, "per_step": 5.0})
+    counted.to_csv(home / "operations_mnist.csv", index=False)
+    table = derived(home)["runs.csv"]
+    # 100 000 cases, 100 steps and seconds.
+    assert table["giga_operations"].tolist() == [2500] * 5
+    assert table["rate"].tolist() == [25.0] * 5
+    assert table["share_of_product_rate"].tolist() == [0.5] * 5
+    assert table["error"].tolist() == pytest.approx([200 * math.exp(-1)] * 5)
+
+
+def test_the_error_is_the_lesser_of_the_iterate_s_and_the_average_s(tmp_path):
+    table = run(0.01, last=100).assign(average_error=[np.nan] * 5 + [50.0] * 6)
+    took = pd.DataFrame({"product_rate": [50.0], "status": ["finished"]})
+    name = label("mnist", BASELINE, 0)
+    home = folder(tmp_path, {named(BASELINE, 0): table, f"took_{name}.csv": took})
+    assert derived(home)["runs.csv"]["error"].tolist() == [50.0]
+    table.assign(average_error=99.0).to_csv(home / named(BASELINE, 0), index=False)
+    assert derived(home)["runs.csv"]["error"].tolist() == pytest.approx([200 * math.exp(-1)])
