@@ -162,7 +162,8 @@ def _test_outputs(runs: Any, folder: Path, settings: dict[str, Any]) -> Iterator
         training = (np.sqrt(2 * ends[variant]) + np.sqrt(2 * ends["exact"])).to_numpy()
         differ.append(Asked(
             f"{NAMES[variant]} and the whole Fisher agree in training, and differ at test inputs",
-            "summary of the paper", setting, "test outputs more than ten times further apart (RMS) than training outputs can be",
+            "summary of the paper", setting,
+            "test outputs more than ten times further apart (RMS) than training outputs can be",
             f"{numbers(size.tolist())} against at most {numbers(training.tolist())}",
             Effect((np.log(size / training) - np.log(10)).tolist()), "log ratio less log 10",
         ))  # fmt: skip
