@@ -209,9 +209,9 @@ def _width(left: Any, kernels: Any) -> Figure:
         slope = np.median(slopes(rows, "left", 256))
         band(axes[0], rows, "width", "left", variant, label=f"{NAMES[variant]}, slope {slope:.2f}")
     axes[0].set(xscale="log", yscale="log", xlabel="width M", ylabel="loss left after one step at η = 1/α")
-    axes[0].set_ylim(top=300)  # room for the legend
+    axes[0].set_ylim(top=1e6)  # room for the legend
     axes[0].set_title("relu, no biases", fontsize="medium")
-    axes[0].legend(frameon=False, fontsize="small")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper right")
     for i, (network, rows) in enumerate(left.groupby("network", sort=False)):
         style = {"color": f"C{i}", "marker": "osD^v*"[i % 6], "ms": 4, "lw": 1.2}
         for variant, ls in (("exact", "-"), ("kfac", ":")):
