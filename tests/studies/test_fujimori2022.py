@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from fisherlab.cli import main
-from fisherlab.studies.fujimori2022 import reruns, searches
+from fisherlab.studies.fujimori2022 import policies, reruns, searches
+from fisherlab.studies.fujimori2022.policy_verdicts import policy_claims
 from fisherlab.studies.fujimori2022.settings import SETTINGS, configured, space
 from fisherlab.studies.fujimori2022.summary import _row
 from fisherlab.studies.fujimori2022.verdicts import at_bounds, with_base
@@ -93,6 +94,37 @@ def test_curves_and_histograms_are_of_the_best_runs(tmp_path):
 
 
 @pytest.mark.slow
+def policy_folder(tmp_path, **losses):
+    """Ends of two searches of each policy on ten fresh seeds; a loss of None is a search of which no trial finished."""
+    rows = [
+        {"policy": policy, "search": search, "seed": seed, "train_loss": None if loss is None else loss * 1.01**seed}
+        | {
+            "status": policies.NONE if loss is None else "finished",
+            "lr": None if loss is None else 0.01,
+            "momentum": 0.5,
+        }
+        for policy, loss in losses.items()
+        for search in range(2)
+        for seed in range(10)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / policies.ENDS("mlp"), index=False)
+    return {claim.claim.split()[2]: claim for claim in policy_claims(tmp_path)}
+
+
+def test_policies_are_held_against_the_constant(tmp_path):
+    found = policy_folder(tmp_path, constant=0.1, linear=0.08, settling=0.12)
+    assert {name: claim.verdict for name, claim in found.items()} == {
+        "linear": "reproduced",
+        "settling": "contradicted",
+    }
+
+
+def test_a_policy_of_which_every_trial_diverged_is_worse_and_says_so(tmp_path):
+    found = policy_folder(tmp_path, constant=0.1, lm=None)["lm"]
+    assert found.verdict == "contradicted"
+    assert "in 2 searches every trial diverged" in found.measured
+
+
 def test_the_study_runs_whole_at_smoke_scale(tmp_path):
     assert main(["study", "fujimori2022", "scale=smoke", f"results={tmp_path}", "threads=1"]) == 0
     folder = tmp_path / "studies" / "fujimori2022" / "smoke"

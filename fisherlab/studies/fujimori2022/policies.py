@@ -24,6 +24,7 @@ from fisherlab.studies.study import Part, Tables
 from fisherlab.sweep.space import read_space, with_values
 
 RANGE = {"low": 1e-5, "high": 1e2, "log": True}
+NONE = "no trial finished"
 TIMED, ROUNDS = 10, 15  # steps of a round, and rounds, of the cost of a policy
 TRIALS, ENDS = "trials_policies_{}.csv.gz".format, "reruns_policies_{}.csv".format  # tables of a net
 
@@ -112,7 +113,8 @@ def _net(net: str, trials: int, searches: int, settings: Mapping[str, Any], fold
 
 def _search(
     net: str, policy: str, number: int, trials: int, settings: Mapping[str, Any], home: Path
-) -> tuple[pd.DataFrame, dict[str, float]]:
+) -> tuple[pd.DataFrame, dict[str, float] | None]:
+    """Search, or go on; gives the trials, and the best one's numbers, where one finished."""
     from fisherlab.sweep.search import Search
     from fisherlab.sweep.trials import trials_table
 
@@ -123,15 +125,18 @@ def _search(
     with contextlib.redirect_stdout(io.StringIO()):
         search.run(trials)
     best = search.best
-    if best is None:
-        raise RuntimeError(f"no trial of {net}, damping policy {policy}, finished")
-    return trials_table(search).drop(columns=["message"]), best.params
+    return trials_table(search).drop(columns=["message"]), None if best is None else best.params
 
 
-def _rerun(net: str, policy: str, best: dict[str, float], settings: Mapping[str, Any], home: Path) -> pd.DataFrame:
+def _rerun(
+    net: str, policy: str, best: dict[str, float] | None, settings: Mapping[str, Any], home: Path
+) -> pd.DataFrame:
+    """Train the best configuration on fresh seeds; a search of which every trial diverged has none, and counts so."""
     from fisherlab.sweep.batch import make_job, train_jobs
 
     seeds = range(FIRST_SEED, FIRST_SEED + (settings["seeds"] if net != "autoencoder" else min(5, settings["seeds"])))
+    if best is None:
+        return pd.DataFrame([{"seed": seed, "status": NONE, "train_loss": None} for seed in seeds])
     cfg = configured(net, policy, settings)
     jobs = [make_job(str(seed), with_values(cfg, {**best, "seed": seed}), {**best, "seed": seed}) for seed in seeds]
     with contextlib.redirect_stdout(io.StringIO()):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fisherlab.studies.fujimori2022.policies import ENDS, NETS
+from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE
 from fisherlab.studies.fujimori2022.verdicts import CHANCE, RATIO, SMALLEST, at_bounds
 from fisherlab.studies.judge import Effect, verdicts
 from fisherlab.studies.study import Claim, read_table
@@ -59,6 +59,8 @@ def _against_constant(ends: Any, net: str) -> Iterator[Claim]:
         failed = int((ends.loc[ends["policy"] == policy, "status"] != "finished").sum())
         told = f"log10 ratio {np.mean(effect.values):.3f}; by search {spread}{bound}"
         told += f"; {failed} fresh runs diverged, counted as ln 10" if failed else ""
+        none = ends.loc[(ends["policy"] == policy) & (ends["status"] == NONE), "search"].nunique()
+        told += f"; in {none} searches every trial diverged" if none else ""
         yield Claim(
             f"damping policy {policy} ends with a lower training loss than a constant",
             "beyond the paper",
