@@ -80,7 +80,8 @@ def _runs(
         # S held where it began; that of infinite width; and the released code's prediction of gradient descent.
         paths["theory"] = theory.linear(start, points.y, here.s, here.s_test, eta, steps)
         if limit is not None:
-            paths["limit"] = theory.linear(start, points.y, limit.s, limit.s_test, factor * limit.eta, steps)
+            rate = eta if variant == "gd" else factor * limit.eta  # no alpha sets gradient descent's
+            paths["limit"] = theory.linear(start, points.y, limit.s, limit.s_test, rate, steps)
         if variant == "gd":  # S = Theta / N
             theta, across = here.s * len(points.y), here.s_test * len(points.y)
             paths["flow"] = theory.flow(start, points.y, theta, across, eta, steps)

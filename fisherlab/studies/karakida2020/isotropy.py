@@ -73,7 +73,8 @@ def tables(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
                     s = torch.full_like(own.total, torch.nan)
                 told = {"axis": axis, "seed": seed, "variant": variant, "width": width, "layers": layers}
                 rows.append(told | {"rho": damping.rho} | _numbers(s, variant, net))
-                if axis == "width" and not seed and width == max(settings["widths"]):
+                drawn = axis == "width" and not seed and width == max(settings["widths"])
+                if drawn and not bool(s.isnan().any()):
                     kept[variant] = s / s.diagonal().mean()
             bar.update()
     return {TABLE: pd.DataFrame(rows), SPECTRA: _spectra(kept), MATRICES: _corners(kept, points.y)}

@@ -89,6 +89,9 @@ def _data(dataset: str, first: int, second: int, examples: int, tests: int) -> D
         (x, y), (x_test, y_test) = (parts[list(splits).index(name)] for name in ("train", "test"))
     else:  # one split: those that come after
         (x, y), (x_test, y_test) = parts[0], tuple(part[examples:] for part in parts[0])
+    for label in (first, second):
+        if not any(bool((part[1] == label).any()) for part in parts):
+            raise UsageError(f"classes=[{first},{second}]: '{dataset}' has no class {label}")
     for name, wanted, there in (("examples", examples, len(x)), ("tests", tests, len(x_test))):
         if wanted > there:
             raise UsageError(f"{name}={wanted}: '{dataset}' has {there} of the classes {first} and {second}")
