@@ -161,7 +161,7 @@ def gaps(width, share):
 def test_verdicts_on_the_gap_follow_the_numbers(shares, ends, falls, tmp_path):
     made = {f"gap_{w}.csv": gaps(w, share) for w, share in zip((256, 512), shares, strict=True)}
     found = study(tmp_path / "paper", made)
-    assert found["the whole Fisher: one step at eta = 1/alpha ends the training"] == ends
+    assert found["the whole Fisher: one step at eta = 1/alpha leaves next to nothing"] == ends
     assert found["layer-wise: what one step leaves falls with width"] == falls
 
 
@@ -187,7 +187,7 @@ def slow_runs(alpha):
 )
 def test_k_fac_s_rate_is_read_off_the_loss(alpha, nearer, follows, tmp_path):
     found = study(tmp_path / "paper", {"dynamics.csv": slow_runs(alpha)})
-    assert found["K-FAC's speed is N (L - 1) + 1 = 21, not the released code's N L = 30"] == nearer
+    assert found["K-FAC's speed is nearer to N (L - 1) + 1 = 21 than to the released code's N L = 30"] == nearer
     assert found["K-FAC: the training loss follows (1 - alpha eta)^(2t)"] == follows
     assert found["the whole Fisher: the training loss follows (1 - alpha eta)^(2t)"] == "reproduced"
 
