@@ -95,7 +95,8 @@ def _dynamics(table: Any, settings: dict[str, Any], decisive: bool, folder: Path
     yield from judged([
         Asked(
             f"{NAMES[variant]}: the training loss follows (1 - alpha eta)^(2t)",
-            "released code's form; alpha and bar ours", setting, f"within {FEW:.0%} at every step", f"largest deviation: {numbers(off[variant].tolist())}",
+            "released code's form; alpha and bar ours", setting, f"within {FEW:.0%} at every step",
+            f"largest deviation: {numbers(off[variant].tolist())}",
             Effect([FEW - v for v in off[variant]]), f"{FEW:g} less the deviation",
         )
         for variant in ISOTROPIC
