@@ -117,7 +117,9 @@ class Passes:
     ) -> tuple[Tensor, MeanGradient, list[Tensor]]:
         """The same, some examples at a time; those of the statistics go through once more, together."""
         assert self.preconditioner is not None
-        if rest or couples(self.model):
+        if couples(self.model):
+            raise UsageError(f"chunk={chunk} does not fit batch normalisation, which sees a whole batch: expected null")
+        if rest:
             raise UsageError(f"chunk={chunk} needs a preconditioner that covers every parameter: expected null")
         losses, gradient, batch = list[Tensor](), list[Tensor](), x.shape[-2]
         for start in range(0, batch, chunk):

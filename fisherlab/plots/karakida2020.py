@@ -14,7 +14,8 @@ from fisherlab.plots.beside import legend
 from fisherlab.plots.karakida2020_beyond import beyond
 from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, note, sizes_on
 from fisherlab.studies.karakida2020 import dynamics, gap, isotropy, unitwise
-from fisherlab.studies.karakida2020.tables import found, settings_of, slopes, widths
+from fisherlab.studies.karakida2020.tables import found, slopes, widths
+from fisherlab.studies.study import settings_of
 
 SHOWN = ("gd", "layer", "kfac", "unit", "diagonal")  # the whole and the tridiagonal Fisher look like the layer-wise one
 FLOOR = 1e-32  # rounding

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from fisherlab.plots.beside import legend
 from fisherlab.plots.martens2015_matrices import matrix_figures
+from fisherlab.studies.judge import prediction
 from fisherlab.studies.martens2015 import invariance
 from fisherlab.studies.martens2015.gamma import TABLE as GAMMA
 from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
-from fisherlab.studies.martens2015.run_verdicts import prediction
 from fisherlab.studies.martens2015.tables import evaluations, steps
 
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS

@@ -98,3 +98,17 @@ def verdicts(family: Sequence[Effect]) -> list[str]:
         side = "reproduced" if low > effect.bound else "contradicted" if high < effect.bound else "inconclusive"
         found.append(side if decided else "inconclusive")
     return found
+
+
+def prediction(values: Sequence[float]) -> tuple[float, float]:
+    """Where one more run would lie, with 95 % probability, were logarithms normal.
+
+    Args:
+        values: Of independent runs.
+
+    Returns:
+        The interval.
+    """
+    logs = np.log(values)
+    half = stats.t.ppf(1 - LEVEL / 2, len(logs) - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs))
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)

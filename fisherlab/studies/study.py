@@ -223,6 +223,19 @@ def draw(name: str, folder: Path) -> list[Path]:
     return written
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Read the settings that a study was made with.
+
+    Args:
+        folder: The study's.
+
+    Returns:
+        The scale's settings.
+    """
+    found: dict[str, Any] = json.loads((folder / RECORD).read_text())["settings"]
+    return found
+
+
 def read_table(path: Path) -> Any:
     """Read a table of a study.
 

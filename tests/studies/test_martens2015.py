@@ -17,11 +17,11 @@ from fisherlab.composition import conf_dir
 from fisherlab.models import autoencoder, mlp
 from fisherlab.optim import NAG, KFACMartens
 from fisherlab.streams import generator
+from fisherlab.studies.judge import prediction
 from fisherlab.studies.martens2015 import baseline, invariance, matrices
 from fisherlab.studies.martens2015.gamma import Probe, moved, objective
 from fisherlab.studies.martens2015.matrices import MIDDLE, SIDE, difference
 from fisherlab.studies.martens2015.problems import PROBLEMS
-from fisherlab.studies.martens2015.run_verdicts import prediction
 from fisherlab.studies.martens2015.tables import at, reached
 from tests.compare import assert_close, assert_same_bits
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import pandas as pd
 
 from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
 from fisherlab.studies.fujimori2022.verdicts import at_bounds, best_trials, trials_of
-from fisherlab.studies.study import RECORD, Tables
+from fisherlab.studies.study import Tables, settings_of
 
 RESAMPLES = 1000
 SAMPLERS = ("tpe", "random")
@@ -32,7 +31,7 @@ def derived(folder: Path) -> Tables:
         the best trials whose lr or momentum lies within 5 % of a bound; told: the setting in words; lr_low and
         lr_high: the range of learning rates.
     """
-    settings = json.loads((folder / RECORD).read_text())["settings"]
+    settings = settings_of(folder)
     rows = []
     for setting in SETTINGS:
         for sampler in SAMPLERS:

@@ -5,7 +5,6 @@ A seed's loss is the mean logarithm over a search's best configurations; one tha
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from fisherlab.studies.fujimori2022.reruns import ENDS, GRADIENTS, LEVELS
 from fisherlab.studies.fujimori2022.searches import tables_of
 from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
 from fisherlab.studies.judge import LEAST, Effect, holds, verdicts
-from fisherlab.studies.study import RECORD, Claim, read_table
+from fisherlab.studies.study import Claim, read_table, settings_of
 
 SMALLEST = math.log10(1.05)  # smallest interesting ratio of training losses, or of squared gradients
 EDGE = 0.05  # part of the range that counts as being at its bound
@@ -37,7 +36,7 @@ def claims(folder: Path) -> list[Claim]:
     Returns:
         The claims, by setting.
     """
-    settings = json.loads((folder / RECORD).read_text())["settings"]
+    settings = settings_of(folder)
     found: list[Claim] = []
     for setting in dict.fromkeys([*settings["settings"], *settings["small"]]):
         trials = {s: t for s in ("tpe", "random") if (t := trials_of(folder, setting, s)) is not None}

@@ -10,6 +10,8 @@ import numpy as np
 from fisherlab.studies.judge import Effect, verdicts
 from fisherlab.studies.study import Claim
 
+NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
+
 
 @dataclass(frozen=True)
 class Asked:

@@ -10,12 +10,10 @@ import numpy as np
 
 from fisherlab.studies.judge import Effect, holds
 from fisherlab.studies.karakida2020 import cross_entropy, empirical, gap, minibatch
-from fisherlab.studies.karakida2020.asked import Asked, judged, numbers
+from fisherlab.studies.karakida2020.asked import NAMES, Asked, judged, numbers
 from fisherlab.studies.karakida2020.descent import ISOTROPIC
 from fisherlab.studies.karakida2020.tables import found, slopes, widths
 from fisherlab.studies.study import Claim
-
-NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
 
 NEAR = 0.1  # a tenth: what counts as following a prediction here
 LEAST = 256

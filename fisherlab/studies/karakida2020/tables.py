@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fisherlab.studies.study import RECORD, read_table
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Read the settings that the study was made with.
-
-    Args:
-        folder: The study's.
-
-    Returns:
-        The scale's settings.
-    """
-    found: dict[str, Any] = json.loads((folder / RECORD).read_text())["settings"]
-    return found
+from fisherlab.studies.study import read_table, settings_of
 
 
 def found(folder: Path, name: str) -> Any | None:

@@ -10,15 +10,13 @@ import numpy as np
 
 from fisherlab.ntk import theory
 from fisherlab.studies.judge import LEAST as JUDGED
-from fisherlab.studies.judge import Effect, holds
+from fisherlab.studies.judge import Effect, holds, prediction
 from fisherlab.studies.karakida2020 import beyond_verdicts, cost, dynamics, gap, isotropy, refusals, unitwise
-from fisherlab.studies.karakida2020.asked import Asked, below, judged, numbers
+from fisherlab.studies.karakida2020.asked import NAMES, Asked, below, judged, numbers
 from fisherlab.studies.karakida2020.descent import ISOTROPIC
-from fisherlab.studies.karakida2020.tables import found, settings_of, slopes, widths
-from fisherlab.studies.martens2015.run_verdicts import prediction
-from fisherlab.studies.study import Claim
+from fisherlab.studies.karakida2020.tables import found, slopes, widths
+from fisherlab.studies.study import Claim, settings_of
 
-NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
 BARS = {"exact": 3e-3, "layer": 3e-3, "tridiagonal": 1e-2}
 LEAST = 256  # width from which slopes are fitted: below, a step at the best rate diverges for some
 FEW = 0.05  # "a few percent"

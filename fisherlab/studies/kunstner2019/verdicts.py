@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.studies.judge import Effect, holds, verdicts, within
-from fisherlab.studies.study import RECORD, Claim, read_table
+from fisherlab.studies.study import Claim, read_table, settings_of
 
 # Last losses that the authors' code and data give (the sheet's section 1.4), by problem and method.
 LOSSES = {
@@ -64,7 +63,7 @@ def claims(folder: Path) -> list[Claim]:
     Returns:
         The claims.
     """
-    settings = json.loads((folder / RECORD).read_text())["settings"]
+    settings = settings_of(folder)
     at_paper_scale = all(settings[key] == value for key, value in PAPER.items())
     chosen: Any = pd.concat([read_table(folder / f"selected_{name}.csv") for name in settings["problems"]])
     chosen = chosen.set_index(["problem", "method"])

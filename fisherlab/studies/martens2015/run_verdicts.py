@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from fisherlab.studies.judge import LEVEL, Effect, holds, verdicts
+from fisherlab.studies.judge import Effect, holds, prediction, verdicts
 from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
 from fisherlab.studies.martens2015.tables import at, evaluations, reached
 from fisherlab.studies.study import Claim
@@ -40,20 +39,6 @@ def run_claims(folder: Path, settings: dict[str, Any], decisive: bool) -> Iterat
         yield from _official(folder, problem, settings["early_seeds"], decisive)
         yield from _methods(folder, problem, settings, decisive)
     yield from _batches(folder, settings["problems"][0], settings, decisive)
-
-
-def prediction(values: Sequence[float]) -> tuple[float, float]:
-    """Where one more run would lie, with 95 % probability, were logarithms normal.
-
-    Args:
-        values: Of independent runs.
-
-    Returns:
-        The interval.
-    """
-    logs = np.log(values)
-    half = stats.t.ppf(1 - LEVEL / 2, len(logs) - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / len(logs))
-    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
 def _official(folder: Path, problem: str, seeds: int, decisive: bool) -> Iterator[Claim]:

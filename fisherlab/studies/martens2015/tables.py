@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,7 @@ import pandas as pd
 
 from fisherlab.studies.martens2015.problems import METHODS, label
 from fisherlab.studies.martens2015.runs import OPERATIONS, error, tables_of
-from fisherlab.studies.study import RECORD, Tables, read_table
-
-
-def settings_of(folder: Path) -> dict[str, Any]:
-    """Read the settings that the study was made with.
-
-    Args:
-        folder: The study's.
-
-    Returns:
-        The scale's settings.
-    """
-    found: dict[str, Any] = json.loads((folder / RECORD).read_text())["settings"]
-    return found
+from fisherlab.studies.study import Tables, read_table, settings_of
 
 
 def evaluations(folder: Path, *names: Any) -> Any | None:

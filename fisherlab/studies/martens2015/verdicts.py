@@ -13,8 +13,8 @@ from fisherlab.studies.judge import holds
 from fisherlab.studies.martens2015 import invariance, matrices
 from fisherlab.studies.martens2015.gamma import TABLE as GAMMA
 from fisherlab.studies.martens2015.run_verdicts import run_claims
-from fisherlab.studies.martens2015.tables import settings_of, steps
-from fisherlab.studies.study import Claim, read_table
+from fisherlab.studies.martens2015.tables import steps
+from fisherlab.studies.study import Claim, read_table, settings_of
 
 TRI, DIAGONAL = "block-tridiagonal", "block-diagonal"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fisherlab.errors import UsageError
 from fisherlab.schema import AT_LEAST_0, POSITIVE, check, each, name, some, whole
-from fisherlab.studies.study import RECORD, Part, Tables
+from fisherlab.studies.study import Part, Tables, settings_of
 from fisherlab.studies.sun2017 import runs, watch
 from fisherlab.studies.sun2017.settings import METHODS, NETS, VARIANTS
 from fisherlab.studies.sun2017.verdicts import claims, last_epochs
@@ -58,5 +57,5 @@ def derived(folder: Path) -> Tables:
     Returns:
         summary.csv: a row per net and method, with the accuracies over the last epochs.
     """
-    summary = last_epochs(folder, json.loads((folder / RECORD).read_text())["settings"])
+    summary = last_epochs(folder, settings_of(folder))
     return {"summary.csv": summary} if len(summary) else {}

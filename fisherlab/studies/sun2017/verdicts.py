@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.studies.judge import LEAST, Effect, holds, verdicts
-from fisherlab.studies.study import RECORD, Claim, read_table
+from fisherlab.studies.study import Claim, read_table, settings_of
 from fisherlab.studies.sun2017.runs import LAST, chosen, curves_table
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
 
@@ -32,7 +31,7 @@ def claims(folder: Path) -> list[Claim]:
     Returns:
         The claims, net by net.
     """
-    settings = json.loads((folder / RECORD).read_text())["settings"]
+    settings = settings_of(folder)
     found = []
     for net in settings["nets"]:
         curves = {m: table for m in settings["methods"] if (table := curves_of(folder, net, m)) is not None}
