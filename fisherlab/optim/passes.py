@@ -87,8 +87,9 @@ class Passes:
         loss, mean = self._loss(captured.output, y)
         residual = self.likelihood.residual_at(mean, y)
         observed, rest_gradients = captured.backward(residual, rest)
-        gradient, coupled = MeanGradient(captured.inputs, observed), couples(self.model)
-        if coupled and self.preconditioner.observes:
+        gradient = MeanGradient(captured.inputs, observed)
+        coupled = self.preconditioner.takes_gradients and couples(self.model)
+        if coupled:
             with held(self.model):  # each example's own gradients, the batch's mean and variance taken for constants
                 captured = self.capture(x)
             observed, _ = captured.backward(residual)

@@ -182,6 +182,11 @@ class Preconditioner:
         """Whether it is the statistics' turn at this step."""
         return self.step % self.stats_period == 0
 
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether the statistics of this step are made of the examples' own gradients."""
+        return self.observes and self.kind is not Kind.RELATIVE
+
     def observe(
         self,
         captured: Captured,
