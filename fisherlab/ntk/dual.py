@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fisherlab.ntk.grams import Grams, Jacobian
 from fisherlab.ntk.solving import NONE, Damping, invert
-from fisherlab.ntk.theory import coupling
+from fisherlab.ntk.theory import bands, coupling
 
 
 class Dual:
@@ -101,10 +101,7 @@ def tridiagonal(own: Grams, damping: Damping = NONE) -> Dual:
         The preconditioner.
     """
     depth = len(own.inputs)
-    if damping.rho:
-        apart = torch.arange(depth)
-        return coupled(own, ((apart[:, None] - apart).abs() <= 1).double(), damping)
-    return coupled(own, coupling("tridiagonal", depth))
+    return coupled(own, bands(depth) if damping.rho else coupling("tridiagonal", depth), damping)
 
 
 def coupled(own: Grams, t: Tensor, damping: Damping = NONE) -> Dual:

@@ -41,8 +41,20 @@ def coupling(variant: str, depth: int) -> Tensor:
             f"layers={depth}: T of the block-tridiagonal Fisher, ones on three diagonals, is singular at 2, 5, 8, ... "
             f"layers, so no rate exists without damping; expected layers={depth - 1} or layers={depth + 1}"
         )
-    apart = torch.arange(depth)
-    return ((apart[:, None] - apart).abs() <= 1).double()
+    return bands(depth)
+
+
+def bands(depth: int) -> Tensor:
+    """Ones on three diagonals, T of the block-tridiagonal Fisher; singular at L = 3s + 2.
+
+    Args:
+        depth: Number of layers L.
+
+    Returns:
+        Tensor [L, L], float64.
+    """
+    layer = torch.arange(depth)
+    return ((layer[:, None] - layer).abs() <= 1).double()
 
 
 def shares(t: Tensor) -> Tensor:
@@ -99,24 +111,6 @@ class Path(NamedTuple):
 
     train: Tensor
     test: Tensor
-
-
-def converge(start: Path, y: Tensor, q: Tensor, rate: float, steps: int) -> Path:
-    """The closed form of the isotropic dynamics: f_t(x') = f_0(x') + Q (1 - (1 - alpha eta)^t) (y - f_0).
-
-    Args:
-        start: f_0, [N] and [N'].
-        y: Targets [N].
-        q: Q [N', N].
-        rate: alpha eta.
-        steps: T.
-
-    Returns:
-        Outputs at 0, ..., T.
-    """
-    left = (1 - rate) ** torch.arange(steps + 1, dtype=torch.float64)[:, None]
-    gap = y - start.train
-    return Path(y - left * gap, start.test + (1 - left) * (q @ gap))
 
 
 def linear(start: Path, y: Tensor, s: Tensor, s_test: Tensor, eta: float, steps: int) -> Path:

@@ -57,7 +57,8 @@ def _training(table: Any, settings: dict[str, Any]) -> Figure:
     start = table[table["step"] == 0].groupby(["seed", "variant", "factor"])["train_loss"].first()
     keys = list(zip(table["seed"], table["variant"], table["factor"], strict=True))
     shares = table.assign(share=table["train_loss"] / start.loc[keys].to_numpy())
-    shares["share_theory"] = shares["train_loss_theory"] / start.loc[keys].to_numpy()
+    for column in ("theory", "flow"):
+        shares[f"share_{column}"] = shares[f"train_loss_{column}"] / start.loc[keys].to_numpy()
     for axis, factor in ((left, settings["slow"]), (right, 1.0)):
         rows = shares[shares["factor"] == factor]
         for i, (variant, own) in enumerate(_by_variant(rows)):
@@ -65,6 +66,9 @@ def _training(table: Any, settings: dict[str, Any]) -> Figure:
             if variant in ("gd", "unit", "diagonal"):
                 theory = own.groupby("step")["share_theory"].median().clip(lower=FLOOR)
                 axis.plot(theory.index, theory, lw=1, color=LOOK[variant]["color"], ls=LOOK[variant]["ls"])
+            if variant == "gd":
+                flow = own.groupby("step")["share_flow"].median()
+                axis.plot(flow.index, flow, lw=0.8, color="tab:cyan", label="gradient flow (released code)", zorder=0)
     steps = np.arange(settings["slow_steps"] + 1)
     left.plot(steps, (1 - settings["slow"]) ** (2 * steps), "k-", lw=1, label="theory (1 - αη)$^{2t}$", zorder=0)
     left.set(yscale="log", xlabel="step t", ylabel="training loss / loss at the start")

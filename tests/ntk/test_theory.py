@@ -1,7 +1,9 @@
 """The theory's numbers: couplings, rates, predictions; kernels of infinite width; Forster's position."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import dblquad
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.capture import Capture
@@ -87,7 +89,9 @@ def test_closed_forms_are_the_linear_dynamics():
     for variant, q in qs.items():
         alpha, found = theory.alpha(variant, 4), make(variant, one)
         for rate in (1.0, 0.1, 1.9):
-            closed = theory.converge(start, y, q, rate, 5)
+            left = (1 - rate) ** torch.arange(6, dtype=F64)[:, None]  # the sheet's f_t(x'), 4.2
+            gap = y - start.train
+            closed = (y - left * gap, start.test + (1 - left) * (q @ gap))
             steps = theory.linear(start, y, found.kernel(own), found.kernel(cross), rate / alpha, 5)
             for a, b in zip(closed, steps, strict=True):
                 assert_close(a, b, 1e-6)
@@ -161,7 +165,28 @@ def test_quadrature_gives_erf_s_closed_form():
     slope = 2 / torch.pi**0.5
     found = analytic.quadrature(c, torch.erf, lambda u: slope * torch.exp(-u * u))
     for a, b in zip(found, analytic.MOMENTS["erf"](c), strict=True):
-        assert_close(a, b, 1e-4)
+        assert_close(a, b, 1e-10)
+
+
+@pytest.mark.parametrize("variance", [0.3, 2.0, 4.0])
+def test_tanh_s_kernels_are_the_integrals(variance):
+    """Against an adaptive rule, and by Price's theorem: the slope of E[phi(u) phi(v)] in the covariance."""
+    p, root = 0.6, variance**0.5
+    c = variance * torch.tensor([[1.0, p], [p, 1.0]], dtype=F64)
+    a, k = analytic.MOMENTS["tanh"](c)
+
+    def density(s, t):
+        return np.exp(-(s * s + t * t) / 2) / (2 * np.pi)
+
+    def product(phi):
+        return lambda s, t: phi(root * s) * phi(root * (p * s + (1 - p * p) ** 0.5 * t)) * density(s, t)
+
+    for found, phi in ((a, np.tanh), (k, lambda u: 1 / np.cosh(u) ** 2)):
+        expected = dblquad(product(phi), -9, 9, -9, 9, epsabs=1e-9, epsrel=1e-9)[0]
+        assert float(found[0, 1]) == pytest.approx(expected, rel=1e-7)
+    step = 1e-5 * torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=F64)
+    above, below = (analytic.MOMENTS["tanh"](c + s)[0][0, 1] for s in (step, -step))
+    assert float(k[0, 1]) == pytest.approx(float(above - below) / 2e-5, rel=1e-5)
 
 
 def test_an_activation_without_a_kernel_is_refused():

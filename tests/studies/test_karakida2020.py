@@ -1,7 +1,5 @@
 """Karakida and Osawa (2020): its problem, runs, verdicts, and the whole at smoke scale."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +8,10 @@ import torch
 from fisherlab.cli import main
 from fisherlab.data import load_dataset
 from fisherlab.errors import UsageError
-from fisherlab.ntk import isotropy, theory
+from fisherlab.ntk import isotropy
 from fisherlab.ntk.solving import NONE, Damping
 from fisherlab.studies import karakida2020
-from fisherlab.studies.karakida2020 import empirical, minibatch, tables, verdicts
+from fisherlab.studies.karakida2020 import empirical, minibatch, tables
 from fisherlab.studies.karakida2020.descent import best_rate, descend, linearise
 from fisherlab.studies.karakida2020.problem import Net, data, loss
 from tests.compare import assert_close
@@ -127,100 +125,7 @@ def test_mini_batches_of_everything_are_full_batches():
     assert rows[-1]["loss"] == pytest.approx(float(loss(run.train[-1], points.y)))
 
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
-
-
-def study(folder, made, settings=SETTINGS):
-    folder.mkdir()
-    (folder / "study.json").write_text(json.dumps({"settings": settings}))
-    for name, table in made.items():
-        pd.DataFrame(table).to_csv(folder / name, index=False)
-    return {claim.claim: claim.verdict for claim in verdicts.claims(folder)}
-
-
-def gaps(width, share):
-    """What is left falls as 1 / width, with a spread over seeds."""
-    rows = []
-    for variant in ("exact", "layer", "tridiagonal", "kfac"):
-        for seed in range(10):
-            spread = np.exp(0.2 * np.sin(3 * seed + width))
-            told = {"network": "relu", "width": width, "layers": 3, "seed": seed, "variant": variant, "eta": 1.0}
-            rows.append(told | {"left": share * spread, "kernel_change": 10 / width * spread})
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("shares", "ends", "falls"),
-    [
-        ((2e-3, 1e-3), "reproduced", "reproduced"),
-        ((2e-2, 1e-2), "contradicted", "reproduced"),
-        ((1e-3, 2e-3), "reproduced", "contradicted"),
-        ((3e-3, 3e-3), "inconclusive", "inconclusive"),
-    ],
-)
-def test_verdicts_on_the_gap_follow_the_numbers(shares, ends, falls, tmp_path):
-    made = {f"gap_{w}.csv": gaps(w, share) for w, share in zip((256, 512), shares, strict=True)}
-    found = study(tmp_path / "paper", made)
-    assert found["the whole Fisher: one step at eta = 1/alpha leaves next to nothing"] == ends
-    assert found["layer-wise: what one step leaves falls with width"] == falls
-
-
-def test_fewer_than_ten_seeds_decide_nothing(tmp_path):
-    made = {f"gap_{w}.csv": [row for row in gaps(w, 0.5 / w) if row["seed"] < 9] for w in (256, 512)}
-    assert set(study(tmp_path / "paper", made).values()) == {"inconclusive"}
-
-
-def slow_runs(alpha):
-    """Losses as if the speed of K-FAC were alpha."""
-    rows = []
-    for variant, rate in (("exact", 1.0), ("layer", 1.0), ("tridiagonal", 1.0), ("kfac", alpha / 21)):
-        for seed in range(10):
-            for step in range(4):
-                share = (1 - 0.1 * rate * (1 + 1e-3 * np.sin(seed))) ** (2 * step)
-                told = {"seed": seed, "variant": variant, "factor": 0.1, "step": step, "train_loss": 0.13 * share}
-                rows.append(told | {"eta": 0.1 / 21 if variant == "kfac" else 0.1})
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("alpha", "nearer", "follows"), [(21, "reproduced", "reproduced"), (30, *["contradicted"] * 2)]
-)
-def test_k_fac_s_rate_is_read_off_the_loss(alpha, nearer, follows, tmp_path):
-    found = study(tmp_path / "paper", {"dynamics.csv": slow_runs(alpha)})
-    assert found["K-FAC's speed is nearer to N (L - 1) + 1 = 21 than to the released code's N L = 30"] == nearer
-    assert found["K-FAC: the training loss follows (1 - alpha eta)^(2t)"] == follows
-    assert found["the whole Fisher: the training loss follows (1 - alpha eta)^(2t)"] == "reproduced"
-
-
-def errors(unit, diagonal, kfac):
-    rows = []
-    for width in (256, 512):
-        for seed in range(10):
-            spread = 1 + 0.05 * np.sin(2 * seed + width)
-            for variant, value in (("unit", unit * (512 / width) ** 0.5), ("diagonal", diagonal), ("kfac", kfac)):
-                alpha = theory.alpha("kfac", 3, examples=10)
-                told = {"axis": "width", "seed": seed, "variant": variant, "width": width, "layers": 3}
-                rows.append(told | {"isotropy": value * spread, "alpha": alpha, "alpha_theory": alpha})
-        for variant in ("exact", "layer", "tridiagonal"):
-            told = {"axis": "width", "seed": 0, "variant": variant, "width": width, "layers": 3}
-            rows.append(told | {"isotropy": 1e-14, "alpha": 1.0, "alpha_theory": 1.0})
-    return rows
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [((0.01, 0.9, 1e-13), "reproduced"), ((0.04, 0.3, 1e-2), "contradicted")],
-)
-def test_verdicts_on_isotropy_follow_the_numbers(values, expected, tmp_path):
-    found = study(tmp_path / "paper", {"isotropy.csv": errors(*values)})
-    names = (
-        "S = J G^-1 J^T / N is alpha I",
-        "unit-wise S is near isotropic",
-        "the entry-wise diagonal Fisher's S is not",
-    )
-    for name in names:
-        (verdict,) = [v for claim, v in found.items() if claim.startswith(name)]
-        assert verdict == expected, name
+# --- tables -----------------------------------------------------------------------------------------------------------
 
 
 def test_slopes_are_fitted_per_seed():
