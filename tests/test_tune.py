@@ -164,7 +164,7 @@ def test_where_all_fail_it_exits_with_1_and_a_table(here, unplotted, monkeypatch
     def broken(*_, **__):
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("fisherlab.sweep.group.prepare", broken)
+    monkeypatch.setattr("fisherlab.sweep.together.prepare", broken)
     monkeypatch.setattr("fisherlab.sweep.group.train", broken)
     assert main([*TINY, "trials=2"]) == 1
     err = capsys.readouterr().err

@@ -6,6 +6,7 @@ import copy
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from fisherlab.errors import UsageError
@@ -14,7 +15,7 @@ from fisherlab.optim.state import copied
 if TYPE_CHECKING:
     from fisherlab.optim.optimizer import FisherOptimizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def describe(optimizer: FisherOptimizer) -> dict[str, Any]:
@@ -36,13 +37,14 @@ def describe(optimizer: FisherOptimizer) -> dict[str, Any]:
 
 
 def identity(optimizer: FisherOptimizer) -> list[str]:
-    """What a state must agree in, one line each: the choices, then the parameters in order with their shapes."""
+    """What a state must agree in, one line each: choices, then parameters in order with one replica's shapes."""
     choices = ("rule", "likelihood", "kind", "structure", "damping_mode")
     about = describe(optimizer)
-    lines = [f"{name}={about.get(name)}" for name in choices]
+    lines, lead = [f"{name}={about.get(name)}" for name in choices], len(optimizer.replicas)
     for i, group in enumerate(optimizer.param_groups):
         use = "preconditioned" if optimizer.preconditioner is not None and i == 0 else "plain"
-        lines += [f"{use} '{n}' {tuple(p.shape)}" for n, p in zip(group["names"], group["params"], strict=True)]
+        named = zip(group["names"], group["params"], strict=True)
+        lines += [f"{use} '{n}' {tuple(p.shape[lead:])}" for n, p in named]
     return lines
 
 
@@ -61,6 +63,8 @@ def collect(optimizer: FisherOptimizer) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "about": identity(optimizer),
+        # Told by a shape, so that it is cut where the state is cut to some of the replicas.
+        "replicas": torch.empty(*optimizer.replicas, 0),
         "param_groups": copy.deepcopy(groups),
         "rule": rule,
         "preconditioner": None if pre is None else copy.deepcopy(pre.state_dict()),
@@ -85,6 +89,10 @@ def restore(optimizer: FisherOptimizer, state: dict[str, Any]) -> None:
     for own, given in itertools.zip_longest(identity(optimizer), state["about"], fillvalue="nothing more"):
         if own != given:
             raise UsageError(f"the optimizer state does not fit: expected {own}, got {given}")
+    if (given := tuple(state["replicas"].shape[:-1])) != tuple(optimizer.replicas):
+        raise UsageError(
+            f"the optimizer state does not fit: expected replica axes {tuple(optimizer.replicas)}, got {given}"
+        )
     for group, loaded in zip(optimizer.param_groups, copy.deepcopy(state["param_groups"]), strict=True):
         group.update(loaded)
     device = optimizer.param_groups[0]["params"][0].device

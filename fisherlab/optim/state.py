@@ -39,20 +39,21 @@ def copied(state: Any, device: torch.device) -> Any:
     return mapped(state, lambda t: t.to(device, copy=True))
 
 
-def lane(t: Tensor, at: Sequence[int], replicas: Sequence[int]) -> Tensor:
-    """One replica's part of a tensor.
+def part(t: Tensor, places: Sequence[Sequence[int]], replicas: Sequence[int]) -> Tensor:
+    """Some replicas' part of a tensor.
 
     Args:
         t: Tensor [*replicas, ...], or with a 1 for an axis that several replicas share.
-        at: Index of the replica.
+        places: The indices along each replica axis.
         replicas: The replica axes.
 
     Returns:
-        A view with 1 for each replica axis; the tensor itself where it has no such axes.
+        A copy with those places of each replica axis; the tensor itself where it has no such axes.
     """
-    if not _has_axes(t, replicas):
-        return t
-    return t[tuple(slice(0, 1) if n == 1 else slice(i, i + 1) for i, n in zip(at, t.shape, strict=False))]
+    if _has_axes(t, replicas):
+        for axis, own in enumerate(places):
+            t = t if t.shape[axis] == 1 else t.index_select(axis, torch.tensor(own, device=t.device))
+    return t
 
 
 def forget(state: Any, at: Sequence[int], replicas: Sequence[int]) -> None:

@@ -1,79 +1,26 @@
-"""The runs of a sweep that train side by side: one program, one checkpoint, a run directory each."""
+"""One group of a sweep, from its record to run directories that have ended: side by side, or one by one."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import math
 import sys
-import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from fisherlab.errors import BusyError, UsageError
-from fisherlab.files import make_folder, write_json
 from fisherlab.sweep.claim import Claim, claim
+from fisherlab.sweep.together import FULL, Job, progress, together
 from fisherlab.training import checkpoint
-from fisherlab.training.ending import ENDED, close, plot
-from fisherlab.training.environment import environment
-from fisherlab.training.run import announce, begin, locked, recorder, resume, status_of, train
-from fisherlab.training.setup import prepare, resolve
+from fisherlab.training.ending import ENDED, plot
+from fisherlab.training.run import resume, train
+from fisherlab.training.setup import resolve
 from fisherlab.training.trainer import Trainer
 
-GROUP, PROGRESS, APART = "group.json", "progress.json", "apart.txt"
-PROGRESS_EVERY = 1.0  # seconds
-# A full or read-only disk, or a claim lost to another machine: no fault of any job.
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EBUSY)
-
-
-@dataclass
-class Job:
-    """One run of a group.
-
-    Attributes:
-        cfg: Its resolved configuration.
-        directory: Its run directory.
-    """
-
-    cfg: DictConfig
-    directory: Path
-
-    @property
-    def status(self) -> str:
-        """What its directory says; nothing where it has not begun."""
-        return str(status_of(self.directory).get("status", ""))
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing is left to do; a failed one is tried again on request only."""
-        return self.status in (*ENDED, "failed")
-
-    def make(self, facts: str) -> None:
-        """Make the run directory, where there is none yet.
-
-        Args:
-            facts: Text of `environment.json`.
-        """
-        if not (self.directory / "config.yaml").exists():
-            make_folder(self.directory, {"config.yaml": OmegaConf.to_yaml(self.cfg), "environment.json": facts})
-
-    def fail(self, error: Exception) -> None:
-        """Tell in its directory what went wrong.
-
-        Args:
-            error: What was raised.
-        """
-        self.make("{}\n")
-        said = str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
-        failure = {"status": "failed", "error": " ".join(said.split()), "traceback": traceback.format_exc()}
-        write_json(self.directory / "status.json", failure)
+GROUP, APART = "group.json", "apart.txt"
 
 
 def run_group(folder: Path) -> None:
@@ -114,14 +61,14 @@ def _train(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim) -
     """Train side by side; what is alone, or could not be trained so, one by one."""
     if len(jobs) > 1 and not (folder / APART).exists():
         try:
-            _together(jobs, shape, folder, mine)
+            together(jobs, shape, folder, mine)
         except Exception as error:
             if isinstance(error, BusyError) or _is_full(error) or jobs[0].cfg.debug:
                 raise
             _part(jobs, folder)
     for job in jobs:
         if not job.ended:
-            _alone(job, _progress(folder, mine), wait=len(jobs) == 1)
+            _alone(job, progress(folder, mine), wait=len(jobs) == 1)
 
 
 def _is_full(error: Exception) -> bool:
@@ -149,60 +96,6 @@ def _job(directory: Path, config: dict[str, Any], record: dict[str, Any]) -> Job
         if checkpoint.fingerprint(then) != checkpoint.fingerprint(cfg):
             raise UsageError(f"'{directory}' holds a run with another config; results=FOLDER makes a new sweep")
     return Job(cfg, directory)
-
-
-def _together(jobs: list[Job], shape: tuple[int, int], folder: Path, mine: Claim) -> None:
-    """Train as one program those that have not ended; the places of the others stay, frozen."""
-    began = time.perf_counter()
-    if all(job.ended for job in jobs):
-        return
-    begun = next((job.cfg for job in jobs if job.directory.exists()), jobs[0].cfg)
-    cfgs = [OmegaConf.merge(job.cfg, {"threads": begun.threads, "device": begun.device}) for job in jobs]
-    experiment = prepare([DictConfig(cfg) for cfg in cfgs], shape)
-    facts = json.dumps(environment(experiment.device), indent=2) + "\n"
-    for job in jobs:
-        job.make(facts)
-    saved = checkpoint.load(folder, checkpoint.fingerprint(*experiment.cfgs))
-    setup = (time.perf_counter() - began) / len(jobs)
-    with contextlib.ExitStack() as stack:
-        for job in jobs:
-            stack.enter_context(locked(job.directory))
-        unwritten: list[str] = []
-        trainer = Trainer(
-            experiment,
-            [recorder(job.cfg, job.directory) for job in jobs],
-            folder,
-            on_end=lambda trainer, lane: unwritten.append(close(trainer, lane, setup)),
-            on_flush=_progress(folder, mine),
-        )
-        for job, lane in zip(jobs, trainer.lanes, strict=True):
-            if job.ended:
-                lane.end(job.status, 0)
-        begin(trainer, saved, setup)
-        announce(experiment, trainer.step)
-        trainer.run()
-    if trainer.signalled:
-        raise KeyboardInterrupt
-    if any(unwritten):
-        raise OSError(errno.ENOSPC, next(filter(None, unwritten)))
-
-
-def _progress(folder: Path, mine: Claim) -> Callable[[Trainer], None]:
-    """Tell now and then how far the group is; stop before anything is written where the claim is lost."""
-    told = -math.inf
-
-    def tell(trainer: Trainer) -> None:
-        nonlocal told
-        if not mine:
-            raise OSError(errno.EBUSY, "another machine has taken this group over")
-        if (now := time.perf_counter()) - told < PROGRESS_EVERY:
-            return
-        told = now
-        counts = Counter(lane.status for lane in trainer.lanes)
-        stand = {status: counts[status] for status in ("running", "finished", "diverged", "failed")}
-        write_json(folder / PROGRESS, {"step": trainer.step, "steps": trainer.experiment.steps, **stand})
-
-    return tell
 
 
 def _alone(job: Job, watch: Callable[[Trainer], None], *, wait: bool) -> None:

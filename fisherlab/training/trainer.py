@@ -16,71 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fisherlab.errors import SolveError
-from fisherlab.optim.state import lane as lane_of
-from fisherlab.optim.state import mapped
+from fisherlab.optim.state import mapped, part
 from fisherlab.training import checkpoint
+from fisherlab.training.clock import Clock
 from fisherlab.training.evaluate import evaluate
 from fisherlab.training.lane import Lane
 from fisherlab.training.recorder import Recorder, StepLog
 from fisherlab.training.setup import Experiment
 
 FLUSH_EVERY = 0.25  # seconds between looks at the losses; decides when rows are written, never which
-
-
-class Clock:
-    """Wall time by phase, divided by the runs that share it; CUDA is synchronised where one phase ends.
-
-    Args:
-        device: Where the work runs.
-        sharers: How many runs train side by side.
-    """
-
-    def __init__(self, device: torch.device, sharers: int = 1) -> None:
-        self.device = device
-        self.sharers = sharers
-        self.seconds = {"training": 0.0, "evaluation": 0.0, "recording": 0.0}
-        self._phase, self._since = "recording", time.perf_counter()
-
-    def enter(self, phase: str) -> str:
-        """Begin a phase.
-
-        Args:
-            phase: training, evaluation or recording.
-
-        Returns:
-            The phase that ended.
-        """
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        now, before = time.perf_counter(), self._phase
-        self.seconds[before] += (now - self._since) / self.sharers
-        self._phase, self._since = phase, now
-        return before
-
-    def share(self, sharers: int) -> None:
-        """Divide by another number from now on.
-
-        Args:
-            sharers: How many runs still train.
-        """
-        self.enter(self._phase)
-        self.sharers = max(1, sharers)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Spend a block in a phase, then go back.
-
-        Args:
-            name: The phase.
-
-        Yields:
-            None.
-        """
-        before = self.enter(name)
-        try:
-            yield
-        finally:
-            self.enter(before)
+SPARSE = 0.75  # of the runs side by side: when no more are left, a smaller program would train them sooner
 
 
 class Trainer:
@@ -93,6 +38,9 @@ class Trainer:
         experiment: The runs.
         recorders: Their tables, in the order of `experiment.cfgs`.
         home: Where the checkpoint of all of them goes.
+        fingerprint: Of the checkpoint; that of all configurations when None.
+        stamp: What else the checkpoint says.
+        thins: Whether to stop, `thinned`, once so few runs are left that a smaller program would train them sooner.
         on_end: Called with each run as it ends.
         on_flush: Called before rows are written, a few times a second.
         show_bar: Whether to draw a progress bar.
@@ -104,6 +52,9 @@ class Trainer:
         recorders: Sequence[Recorder],
         home: Path,
         *,
+        fingerprint: str | None = None,
+        stamp: Mapping[str, Any] | None = None,
+        thins: bool = False,
         on_end: Callable[[Trainer, Lane], None] = lambda *_: None,
         on_flush: Callable[[Trainer], None] = lambda _: None,
         show_bar: bool = False,
@@ -112,10 +63,13 @@ class Trainer:
         cells = zip(experiment.cfgs, recorders, experiment.places, strict=True)
         self.lanes = [Lane(cfg, recorder, at) for cfg, recorder, at in cells]
         self.home, self.on_end, self.on_flush = home, on_end, on_flush
+        self.fingerprint = fingerprint or checkpoint.fingerprint(*experiment.cfgs)
+        self.stamp = dict(stamp or {})
         self.clock = Clock(experiment.device, len(self.lanes))
         self.log = StepLog(experiment.replicas)
         self.step = 0
-        self.interrupted = False
+        self.interrupted = self.thinned = False
+        self.thins = thins
         self.groups: list[dict[str, Any]] = getattr(experiment.optimizer, "param_groups", [])
         self.base_lr = [group["lr"] for group in self.groups]
         self.bar = tqdm(total=experiment.steps, unit="step", disable=not show_bar, dynamic_ncols=True)
@@ -130,7 +84,10 @@ class Trainer:
         return [lane for lane in self.lanes if lane.live]
 
     def run(self) -> None:
-        """Train until every run has ended, or the user interrupts; everything up to there is on disk."""
+        """Train until every run has ended, the user interrupts, or the rest had better go on in a smaller program.
+
+        In the first two cases everything up to there is on disk.
+        """
         with _signals(self._interrupt):
             try:
                 if not self.step:
@@ -138,7 +95,7 @@ class Trainer:
                 self.clock.enter("training")
                 self._loop()
                 self.clock.enter("recording")
-                if not self.interrupted:
+                if not (self.interrupted or self.thinned):
                     self._finish()
             finally:
                 self.bar.close()
@@ -159,7 +116,7 @@ class Trainer:
         cfg, looked = self.experiment.cfg, time.perf_counter()
         every, wanted, kept = cfg.evaluate_every, set(cfg.histogram_steps), set(cfg.checkpoints)
         save_every = math.inf if cfg.checkpoint_every is None else cfg.checkpoint_every
-        while self.step < self.experiment.steps and self.live and not self.interrupted:
+        while self.step < self.experiment.steps and self.live and not (self.interrupted or self.thinned):
             self._train_step()
             last = self.step == self.experiment.steps
             evaluates = last or (self.step % every == 0 if every else self.experiment.batches.epoch_ends)
@@ -180,6 +137,7 @@ class Trainer:
                 self.interrupted = self.signalled and not last and bool(self.live)
                 if (saves or self.interrupted) and not last and self.live:
                     self.save()
+                self.thinned = self.thins and not last and self._sparse
 
     def _train_step(self) -> None:
         experiment = self.experiment
@@ -277,11 +235,12 @@ class Trainer:
         Returns:
             What its `checkpoint.pt` holds in the end.
         """
-        return self._own({"model": self.experiment.model.state_dict(), "step": self.step}, lane)
+        state = {"model": self.experiment.model.state_dict(), "step": self.step}
+        return self._cut(state, [[i] for i in lane.at])
 
-    def _own(self, state: dict[str, Any], lane: Lane) -> dict[str, Any]:
-        """Cut one run's part out of a state."""
-        own: dict[str, Any] = mapped(state, lambda t: lane_of(t, lane.at, self.experiment.replicas).clone())
+    def _cut(self, state: dict[str, Any], places: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Cut some runs' part out of a state."""
+        own: dict[str, Any] = mapped(state, lambda t: part(t, places, self.experiment.replicas).clone())
         return own
 
     def _keep_weights(self, name: str) -> None:
@@ -290,13 +249,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of this moment, of all runs."""
-        checkpoint.save(self.home, self.fingerprint, self.state())
+        checkpoint.save(self.home, self.fingerprint, self.state() | self.stamp)
         self._saved_at = time.perf_counter()
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all configurations."""
-        return checkpoint.fingerprint(*self.experiment.cfgs)
 
     def state(self) -> dict[str, Any]:
         """Everything that the rest of the runs depends on.
@@ -326,7 +280,26 @@ class Trainer:
         Returns:
             As `state`.
         """
-        return self._own(self.state() | {"lanes": [lane.state()]}, lane)
+        return self._cut(self.state() | {"lanes": [lane.state()]}, [[i] for i in lane.at])
+
+    @property
+    def places(self) -> list[list[int]]:
+        """The indices along each replica axis at which a run still trains."""
+        return [sorted(set(axis)) for axis in zip(*(lane.at for lane in self.live), strict=True)]
+
+    @property
+    def _sparse(self) -> bool:
+        return bool(self.live) and math.prod(map(len, self.places)) <= SPARSE * len(self.lanes)
+
+    def rest(self) -> dict[str, Any]:
+        """The state of the runs at `places`, as if they had trained without the others.
+
+        Returns:
+            As `state`.
+        """
+        places = self.places
+        kept = [lane.state() for lane in self.lanes if all(i in own for i, own in zip(lane.at, places, strict=True))]
+        return self._cut(self.state() | {"lanes": kept}, places)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go back to a checkpoint; runs that have ended since stay ended.
@@ -361,8 +334,8 @@ def gradients_by_layer(optimizer: Any, lead: int) -> dict[str, Tensor]:
     layers: dict[str, list[Tensor]] = {}
     for group, flat in zip(getattr(optimizer, "param_groups", []), getattr(optimizer, "gradients", []), strict=False):
         sizes = [math.prod(p.shape[lead:]) for p in group["params"]]
-        for name, part in zip(group["names"], flat.split(sizes, -1), strict=True):
-            layers.setdefault(name.rpartition(".")[0] or name, []).append(part)
+        for name, entries in zip(group["names"], flat.split(sizes, -1), strict=True):
+            layers.setdefault(name.rpartition(".")[0] or name, []).append(entries)
     return {name: torch.cat(parts, -1) for name, parts in layers.items()}
 
 

@@ -144,7 +144,7 @@ def test_where_a_whole_batch_fails_the_search_ends(tmp_path, monkeypatch):
 
     found, told = search(tmp_path), []
     with monkeypatch.context() as patch:
-        patch.setattr("fisherlab.sweep.group.prepare", broken)
+        patch.setattr("fisherlab.sweep.together.prepare", broken)
         patch.setattr("fisherlab.sweep.group.train", broken)
         with pytest.raises(RuntimeError, match="all 4 trials of a batch failed: RuntimeError: boom"):
             found.run(8, lambda: told.append(states(found)))
