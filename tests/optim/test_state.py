@@ -10,6 +10,7 @@ import torch
 
 import fisherlab
 from fisherlab.errors import UsageError
+from fisherlab.optim.state import mapped, part
 from tests.cases import PRESETS, batch_of, model_of, parameters
 from tests.compare import assert_same_bits
 
@@ -169,3 +170,33 @@ def test_an_unknown_format_is_refused():
     optimizer = make("kfac", model_of())
     with pytest.raises(UsageError, match="does not fit"):
         optimizer.load_state_dict(optimizer.state_dict() | {"format": 0})
+
+
+def group_of(name, count):
+    models = [model_of(seed=i).float() for i in range(count)]
+    return make(name, fisherlab.stack_replicas(models, (1, count)), seed=[0])
+
+
+def group_steps(optimizer, start, stop):
+    found = []
+    for s in range(start, stop):
+        x, y = batch_of("categorical", seed=s, dtype=torch.float32)
+        found.append(optimizer.step(x[None, None], y[None, None]))
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_some_replicas_of_a_group_go_on_without_the_others(name):
+    """As a sweep does where the others have ended."""
+    whole, places = group_of(name, 3), [[0], [0, 2]]
+    group_steps(whole, 0, 3)
+    rest = group_of(name, 2)
+    for p, given in zip(rest.model.parameters(), whole.model.parameters(), strict=True):
+        p.data.copy_(part(given.data, places, (1, 3)))
+    with pytest.raises(UsageError, match=r"expected replica axes \(1, 2\), got \(1, 3\)"):
+        rest.load_state_dict(whole.state_dict())
+    rest.load_state_dict(mapped(whole.state_dict(), lambda t: part(t, places, (1, 3)).clone()))
+    found, expected = group_steps(rest, 3, 8), group_steps(whole, 3, 8)
+    assert_same_bits(found, expected[..., [0, 2]])
+    for p, given in zip(rest.model.parameters(), whole.model.parameters(), strict=True):
+        assert_same_bits(p.data, part(given.data, places, (1, 3)))
