@@ -137,7 +137,7 @@ def _seconds(found: Evidence, other: str) -> Iterator[Asked]:
         f"RNGD reaches {LEVEL} in {less} time than {NAMES[other]}", "beyond the paper",
         f"{found.setting()}; time of a step in single runs, {int(found.cost['threads'].iloc[0])} threads, this machine",
         less if other == "sgd" else "competitive or ahead",
-        f"{10**effect.mean:.2f} times as fast: epochs, and {10 ** cost.mean():.1f} times the time for each"
+        f"{10**effect.mean:.2f} times as fast, a step costing {10 ** cost.mean():.1f} of {NAMES[other]}'s"
         f"{_censored(found, other)}{told}",
         effect, "log10 ratio of seconds, with the spread of the rounds of timing", not told,
     )  # fmt: skip

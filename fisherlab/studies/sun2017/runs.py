@@ -108,7 +108,8 @@ def _rates(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> 
     best = chosen(folder, net, "rngd")
     if best is None:
         return []
-    first = min(max(rates.index(best) - NEIGHBOURS // 2, 0), max(len(rates) - NEIGHBOURS, 0))
+    middle = min(range(len(rates)), key=lambda i: abs(rates[i] - best))  # a table may round its last digit
+    first = min(max(middle - NEIGHBOURS // 2, 0), max(len(rates) - NEIGHBOURS, 0))
     return rates[first : first + NEIGHBOURS]
 
 
