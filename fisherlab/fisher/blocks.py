@@ -161,7 +161,7 @@ class Blocks(Structure):
     def solve(self, gradient: list[Tensor], extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve`."""
         v = total(gradient, extra)
-        solve = (lambda b, r: product(r, b)) if self._explicit else torch.cholesky_solve
+        solve = (lambda b, r: product(b.mT, r.mT).mT) if self._explicit else torch.cholesky_solve
         return self._pasted([solve(b, r) for b, r in zip(self._cut(v), self._prepared, strict=True)], v)
 
     def matvec(self, v: list[Tensor]) -> list[Tensor]:
