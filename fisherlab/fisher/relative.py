@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisherlab.elementwise import elu, logistic
+from fisherlab.elementwise import logistic
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher.capture import Captured
 from fisherlab.fisher.kinds import Statistics
@@ -29,7 +29,8 @@ def tanh_zone(z: Tensor) -> Tensor:
     Returns:
         nu, of the same shape.
     """
-    return 1 - torch.tanh(z).square()
+    # Not 1 - tanh^2: in float32 that cancels, and from |z| = 10 on nothing would be left of it.
+    return 4 * logistic(2 * z) * logistic(-2 * z)
 
 
 def logistic_zone(z: Tensor) -> Tensor:
@@ -74,12 +75,8 @@ def check_relu(*, iota: float = 0.0, omega: float = 1.0, sigma: float = 1.0) -> 
     Raises:
         UsageError: If one is no number, or out of range.
     """
-    for name, value in (("iota", iota), ("omega", omega), ("sigma", sigma)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if name == "iota":
-            _within(number and 0 <= value < 1, name, value, "a number in [0, 1)")
-        else:
-            _within(number and value > 0, name, value, "a number above 0")
+    _within(_number(iota) and 0 <= iota < 1, "iota", iota, "a number in [0, 1)")
+    _positive(omega=omega, sigma=sigma)
 
 
 def elu_zone(z: Tensor, *, alpha: float = 1.0, sigma: float = 1.0) -> Tensor:
@@ -96,10 +93,8 @@ def elu_zone(z: Tensor, *, alpha: float = 1.0, sigma: float = 1.0) -> Tensor:
     Raises:
         UsageError: If a number is out of range.
     """
-    _within(alpha > 0, "alpha", alpha, "a number above 0")
-    _within(sigma > 0, "sigma", sigma, "a number above 0")
-    slope = alpha * (elu(z) + 1)  # exp z where z < 0
-    return torch.where(z >= 0, 1.0, slope.square()) / sigma**2
+    _positive(alpha=alpha, sigma=sigma)
+    return torch.where(z >= 0, 1.0, (alpha * _falling(z)).square()) / sigma**2
 
 
 def linear_zone(z: Tensor, *, sigma: float = 1.0) -> Tensor:
@@ -115,7 +110,7 @@ def linear_zone(z: Tensor, *, sigma: float = 1.0) -> Tensor:
     Raises:
         UsageError: If sigma is out of range.
     """
-    _within(sigma > 0, "sigma", sigma, "a number above 0")
+    _positive(sigma=sigma)
     return torch.full_like(z, 1 / sigma**2)
 
 
@@ -126,6 +121,20 @@ ZONES: Mapping[str, Callable[..., Tensor]] = {
     "elu": elu_zone,
     "linear": linear_zone,
 }
+
+
+def _falling(z: Tensor) -> Tensor:
+    """Exp z where z < 0, else 1: not expm1(z) + 1, which has few digits left far out."""
+    return z.clamp(max=0.0).exp()
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        _within(_number(value) and value > 0, name, value, "a number above 0")
 
 
 def _within(good: bool, name: str, value: float, expected: str) -> None:
@@ -150,7 +159,7 @@ def zone(activation: str, z: Tensor, **options: float) -> Tensor:
         nu, of the same shape.
 
     Raises:
-        UsageError: If there is no such activation, or a number is out of range.
+        UsageError: If there is no such activation, or an option is no number, or out of range.
     """
     _known(activation)
     return ZONES[activation](z, **options)
@@ -193,7 +202,7 @@ SLOPES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": tanh_zone,
     "logistic": logistic_zone,
     "relu": lambda z: (z > 0).to(z.dtype),
-    "elu": lambda z: torch.where(z >= 0, 1.0, elu(z) + 1),
+    "elu": _falling,
     "linear": torch.ones_like,
 }
 

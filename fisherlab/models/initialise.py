@@ -37,6 +37,15 @@ def _glorot(weight: Tensor, bias: Tensor | None, generator: Generator | None) ->
     _zero(bias)
 
 
+def _glorot_biases(weight: Tensor, bias: Tensor | None, generator: Generator | None) -> None:
+    """Weights and biases alike, as one matrix of inputs and a one (Sun and Nielsen 2017, their code)."""
+    outputs, inputs = weight.shape[0], weight.shape[1] + (bias is not None)
+    bound = math.sqrt(6 / (inputs + outputs))
+    weight.uniform_(-bound, bound, generator=generator)
+    if bias is not None:
+        bias.uniform_(-bound, bound, generator=generator)
+
+
 def _sparse(weight: Tensor, bias: Tensor | None, generator: Generator | None) -> None:
     """15 incoming N(0, 1) weights per unit, inputs drawn with replacement; else zero (Martens and Grosse 2015)."""
     outputs, inputs = weight.shape
@@ -61,6 +70,7 @@ INITIALISATIONS: dict[str, Callable[[Tensor, Tensor | None, Generator | None], N
     "pytorch": _pytorch,
     "half": _half,
     "glorot": _glorot,
+    "glorot_biases": _glorot_biases,
     "sparse": _sparse,
     "zeros": _zeros,
 }
@@ -71,7 +81,7 @@ def initialise(model: nn.Module, name: str, generator: Generator | None = None) 
 
     Args:
         model: A model without replica axes.
-        name: pytorch, half, glorot, sparse or zeros.
+        name: pytorch, half, glorot, glorot_biases, sparse or zeros.
         generator: Source of the random numbers; the global one when None.
 
     Returns:

@@ -95,7 +95,7 @@ def mlp(
         outputs: Number of outputs.
         hidden: Widths of the hidden layers.
         activation: relu, tanh, erf, logistic, elu or linear, after every hidden layer.
-        init: pytorch, half, glorot, sparse or zeros.
+        init: pytorch, half, glorot, glorot_biases, sparse or zeros.
         bias: Whether the layers have biases.
         batch_norm: none, or after: behind the activation of every hidden layer (BNA of Sun and Nielsen 2017).
         generator: Source of the initial weights.
@@ -131,7 +131,7 @@ def deep_linear(
         outputs: Number of outputs.
         layers: Number of weight matrices.
         width: Units of every hidden layer.
-        init: pytorch, half, glorot, sparse or zeros.
+        init: pytorch, half, glorot, glorot_biases, sparse or zeros.
         bias: Whether the layers have biases.
         generator: Source of the initial weights.
 
@@ -208,7 +208,7 @@ def autoencoder(
         hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
         code: Units of the code layer.
         activation: relu, tanh, erf, logistic, elu or linear, after every hidden layer but the code.
-        init: pytorch, half, glorot, sparse or zeros.
+        init: pytorch, half, glorot, glorot_biases, sparse or zeros.
         generator: Source of the initial weights.
 
     Returns:
@@ -234,7 +234,7 @@ def linear(
     Args:
         inputs: Number of inputs.
         outputs: Number of outputs.
-        init: pytorch, half, glorot, sparse or zeros.
+        init: pytorch, half, glorot, glorot_biases, sparse or zeros.
         bias: Whether there is a bias, the ones column appended last (Kunstner et al. 2019).
         generator: Source of the initial weights.
 

@@ -122,6 +122,8 @@ class Preconditioner:
     ) -> None:
         if kind not in list(Kind):
             raise UsageError(f"kind={kind!r} is unknown: {did_you_mean(str(kind), Kind)}")
+        if not isinstance(late, bool):
+            raise UsageError(f"late={late!r}: expected true or false")
         if late and kind != Kind.RELATIVE:
             raise UsageError(f"late=true does not fit kind={kind}: expected kind=relative, or late=false")
         self.structure_names = (first or structure, structure, last or structure)
@@ -184,8 +186,9 @@ class Preconditioner:
 
     @property
     def takes_gradients(self) -> bool:
-        """Whether the statistics of this step are made of the examples' own gradients."""
-        return self.observes and self.kind is not Kind.RELATIVE
+        """Whether the statistics of this step are back-propagated: the relative Fisher's within two layers only."""
+        taken = self.observes and not (self.late and self.step)  # later ones come from the pass after the step
+        return taken and (self.kind is not Kind.RELATIVE or any(form.next for form in self.forms))
 
     def observe(
         self,

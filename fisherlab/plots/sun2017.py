@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisherlab.plots.beside import legend
-from fisherlab.studies.sun2017.runs import grid_table
-from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD
-from fisherlab.studies.sun2017.verdicts import curves_of, milliseconds
+from fisherlab.studies.study import settings_of
+from fisherlab.studies.sun2017.curves import curves_of
+from fisherlab.studies.sun2017.runs import by_rate, grid_table
+from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
+from fisherlab.studies.sun2017.timing import TABLE, by_round
+from fisherlab.studies.sun2017.watch import matrices_table
 
 COLOURS = {"sgd": "tab:red", "adam": "tab:green", "rngd": "tab:blue", "kfac": "tab:purple", "efngd": "tab:brown"}
+COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan"}
 
 
 def figures(folder: Path) -> dict[str, Figure]:
@@ -28,25 +32,37 @@ def figures(folder: Path) -> dict[str, Figure]:
     Returns:
         The figures by file name, without suffix.
     """
-    settings = json.loads((folder / "study.json").read_text())["settings"]
-    drawn = {}
-    for net in settings["nets"]:
-        found = {m: table for m in METHODS if (table := curves_of(folder, net, m)) is not None}
-        if found:
-            drawn[f"curves_{net}"] = _curves(net, found, None)
-        if found and (folder / "cost.csv").exists():
-            ms = milliseconds(pd.read_csv(folder / "cost.csv"), settings)[net]
-            steps = settings["splits"]["train"] // settings["batch"]
-            drawn[f"seconds_{net}"] = _curves(net, found, {m: v * steps / 1e3 for m, v in ms.items()})
-    if grids := [(n, m) for n in settings["nets"] for m in METHODS if (folder / grid_table(n, m)).exists()]:
-        drawn["learning_rates"] = _grids(folder, settings["nets"], grids)
+    settings = settings_of(folder)
+    drawn = _all_curves(folder, settings)
+    tried = [(n, m) for n in settings["nets"] for m in [*METHODS, *VARIANTS] if (folder / grid_table(n, m)).exists()]
+    if tried:
+        drawn["learning_rates"] = _grids(folder, settings["nets"], tried)
     if (folder / "zones.csv").exists():
         drawn["zones"] = _zones(pd.read_csv(folder / "zones.csv"))
-    watched = [net for net in settings["nets"] if (folder / f"matrices_{net}.csv").exists()]
+    watched = [net for net in settings["nets"] if (folder / matrices_table(net)).exists()]
     if watched:
         drawn["matrices"] = _matrices(folder, watched)
     for figure in drawn.values():
         figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
+    return drawn
+
+
+def _all_curves(folder: Path, settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """By epoch and by second the methods, by epoch RNGD's variants."""
+    drawn = {}
+    for net in settings["nets"]:
+        found = {m: table for m in [*METHODS, *VARIANTS] if (table := curves_of(folder, net, m)) is not None}
+        methods = {m: table for m, table in found.items() if m in METHODS}
+        if methods:
+            drawn[f"curves_{net}"] = _curves(net, methods, None)
+        if methods and (folder / TABLE).exists():
+            ms = by_round(pd.read_csv(folder / TABLE), net).median()
+            steps = settings["splits"]["train"] // settings["batch"]
+            timed = {m: table for m, table in methods.items() if m in ms}
+            drawn[f"seconds_{net}"] = _curves(net, timed, {m: ms[m] * steps / 1e3 for m in timed})
+        if any(m in found for m in VARIANTS):
+            varied = {m: table for m, table in found.items() if m in ("rngd", *VARIANTS)}
+            drawn[f"variants_{net}"] = _curves(net, varied, None)
     return drawn
 
 
@@ -55,21 +71,29 @@ def _curves(net: str, found: dict[str, Any], seconds: dict[str, float] | None) -
     figure = Figure(figsize=(10.5, 4), layout="constrained")
     axes = list(figure.subplots(1, 2))
     for method, table in found.items():
-        table = table[table["epoch"] > 0].assign(accuracy=1 - table["valid_error"])
+        table = table.assign(accuracy=1 - table["valid_error"])
         scale = 1.0 if seconds is None else seconds[method]
         for axis, column in zip(axes, ("objective", "accuracy"), strict=True):
-            by = table.groupby("epoch")[column]
-            x, mean, sd = by.mean().index * scale, by.mean(), by.std().fillna(0)
-            axis.plot(x, mean, color=COLOURS[method], label=NAMES[method], lw=1.4)
-            axis.fill_between(x, mean - sd, mean + sd, color=COLOURS[method], alpha=0.15, lw=0)
+            # All seeds: where one has diverged, a mean of the others would be another method's.
+            by = table.pivot(index="epoch", columns="seed", values=column).query("epoch > 0")
+            mean, sd = by.mean(axis=1, skipna=False), by.std(axis=1, skipna=False).fillna(0)
+            axis.plot(by.index * scale, mean, color=COLOURS[method], label=_label(method, table), lw=1.4)
+            axis.fill_between(by.index * scale, mean - sd, mean + sd, color=COLOURS[method], alpha=0.15, lw=0)
     told = "epoch" if seconds is None else "seconds of training (epochs times measured seconds)"
     axes[0].set(xlabel=told, ylabel="training objective (nats, with L2)", yscale="log")
     axes[1].set(xlabel=told, ylabel="validation accuracy")
     _from_above(axes[1], found)
-    seeds = max(table["seed"].nunique() for table in found.values())
+    seeds = max((table["seed"].nunique() for table in found.values()), default=0)
     figure.suptitle(f"{TOLD[net]}: mean and SD of {seeds} seeds", fontsize="medium")
     legend(figure, axes)
     return figure
+
+
+def _label(method: str, table: Any) -> str:
+    """Its name, and how many of its runs diverged."""
+    statuses = table.groupby("seed")["status"].first()
+    lost = int((statuses != "finished").sum())
+    return NAMES[method] + (f" ({lost} of {len(statuses)} diverged)" if lost else "")
 
 
 def _from_above(axis: Axes, found: dict[str, Any]) -> None:
@@ -86,7 +110,7 @@ def _grids(folder: Path, nets: list[str], grids: list[tuple[str, str]]) -> Figur
     axes = list(figure.subplots(1, len(nets), squeeze=False, sharey=True).flat)
     for net, method in grids:
         axis, table = axes[nets.index(net)], pd.read_csv(folder / grid_table(net, method))
-        by = table.groupby("lr")["valid_error"].agg(lambda e: e.mean(skipna=False)).dropna()
+        by = by_rate(table)
         axis.plot(by.index, by, "-o", color=COLOURS[method], ms=4, label=NAMES[method])
         if len(by):
             axis.plot(by.idxmin(), by.min(), "*", color=COLOURS[method], ms=13, mec="k", mew=0.5)
@@ -109,25 +133,25 @@ def _zones(table: Any) -> Figure:
 
 
 def _matrices(folder: Path, nets: list[str]) -> Figure:
-    """Every layer's relative Fisher by epoch: its eigenvalues, and how much it has moved."""
+    """Every layer's relative Fisher by epoch, means over seeds: its eigenvalues, and how much it has moved."""
     figure = Figure(figsize=(4.2 * len(nets) + 1.8, 7.5), layout="constrained")
     axes = figure.subplots(3, len(nets), squeeze=False, sharex="col")
     for column, net in enumerate(nets):
-        table: Any = pd.read_csv(folder / f"matrices_{net}.csv")
+        table: Any = pd.read_csv(folder / matrices_table(net))
         for layer, part in table.groupby("layer"):
             kind = "one matrix" if part["matrices"].iloc[0] == 1 else f"{part['matrices'].iloc[0]} matrices"
             look: dict[str, Any] = {"color": f"C{layer - 1}", "label": f"layer {layer} ({kind})"}
-            axes[0][column].plot(part["epoch"], part["q100"], **look)
-            axes[0][column].plot(part["epoch"], part["q50"], ls=":", color=look["color"])
-            after = part[part["epoch"] > 0]
-            axes[1][column].plot(after["epoch"], after["since_start"], **look)
-            axes[2][column].plot(after["epoch"], after["since_last"], **look)
+            mean = part.groupby("epoch").mean(numeric_only=True)
+            axes[0][column].plot(mean["q100"], **look)
+            axes[0][column].plot(mean["q50"], ls=":", color=look["color"])
+            after = mean[mean.index > 0]
+            axes[1][column].plot(after["since_start"], **look)
+            axes[1][column].plot(after["other_cases"], ls=":", color=look["color"])
+            axes[2][column].plot(after["since_last"], **look)
         axes[0][column].set(title=f"{TOLD[net]}, RNGD", yscale="log")
         axes[2][column].set(xlabel="epoch", yscale="log")
-    for axis, told in zip(
-        axes[:, 0], ("eigenvalue: largest, median (dotted)", "change since the start", "change since the last epoch"),
-        strict=True,
-    ):  # fmt: skip
-        axis.set_ylabel(told)
+    told = ("eigenvalue: largest,\nmedian (dotted)", "change since the start;\nother cases (dotted)")
+    for axis, label in zip(axes[:, 0], (*told, "change since\nthe last epoch"), strict=True):
+        axis.set_ylabel(label)
     legend(figure, [axes[0][0]])
     return figure

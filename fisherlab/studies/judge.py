@@ -50,32 +50,58 @@ class Effect:
     Attributes:
         values: One per seed (paired differences, log ratios).
         bound: The smallest interesting effect: at most this counts as none.
+        less: Measured apart from the seeds (rounds of a timing): their mean is taken off, with its own uncertainty.
     """
 
     values: Sequence[float]
     bound: float = 0.0
+    less: Sequence[float] = ()
+
+    @property
+    def mean(self) -> float:
+        """The effect's mean."""
+        means = [v[0] if np.ptp(v) == 0 else np.mean(v) for v in (self.values, self.less) if len(v)]
+        return float(means[0] - sum(means[1:]))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % t interval of the mean."""
-        v = np.asarray(self.values)
-        if len(v) < 2 or np.ptp(v) == 0:
-            return (-math.inf, math.inf) if len(v) < 2 else (float(v[0]), float(v[0]))
-        low, high = stats.t.interval(1 - LEVEL, len(v) - 1, loc=v.mean(), scale=stats.sem(v))
-        return float(low), float(high)
+        """The 95 % t interval of the mean; Welch's where something is taken off."""
+        error, freedom = self._spread
+        if math.isinf(error):
+            return (-math.inf, math.inf)
+        if not error:
+            return (self.mean, self.mean)
+        half = float(stats.t.ppf(1 - LEVEL / 2, freedom)) * error
+        return self.mean - half, self.mean + half
 
     @property
     def p(self) -> float:
         """Two-sided p value of the mean being the bound."""
-        found = float(stats.ttest_1samp(self.values, self.bound).pvalue) if len(self.values) > 1 else 1.0
-        return 1.0 if math.isnan(found) else found  # nothing can be said of values that are not finite
+        error, freedom = self._spread
+        away = math.nan if math.isinf(error) else self.mean - self.bound
+        if not math.isfinite(away):
+            return 1.0  # nothing can be said of a single value, or of one that is not finite
+        return float(2 * stats.t.sf(abs(away) / error, freedom)) if error else float(away == 0)
+
+    @property
+    def _spread(self) -> tuple[float, float]:
+        """Standard error of the mean, and its degrees of freedom (Welch and Satterthwaite)."""
+        if len(self.values) < 2 or len(self.less) == 1:
+            return math.inf, 1.0
+        samples = [np.asarray(v, float) for v in (self.values, self.less) if len(v)]
+        # Not the variance of equal numbers, which rounds to more than 0.
+        squares = [v.var(ddof=1) / len(v) if np.ptp(v) else 0.0 for v in samples]
+        total = sum(squares)
+        parts = sum(s**2 / (len(v) - 1) for s, v in zip(squares, samples, strict=True))
+        return math.sqrt(total), total**2 / parts if parts else 1.0
 
     @property
     def told(self) -> str:
         """Mean, SD and interval, for a claim's columns."""
         low, high = self.interval
         sd = np.std(self.values, ddof=1) if len(self.values) > 1 else math.nan
-        return f"SD {sd:.3g}, 95 % t interval [{low:.3g}, {high:.3g}], against {self.bound:.3g}"
+        apart = f" and {np.std(self.less, ddof=1):.3g} of {len(self.less)} rounds" if len(self.less) > 1 else ""
+        return f"SD {sd:.3g}{apart}, 95 % t interval [{low:.3g}, {high:.3g}], against {self.bound:.3g}"
 
 
 def verdicts(family: Sequence[Effect]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fisherlab.fisher.mixed import ends
 from fisherlab.fisher.unit import CHUNK as ROWS
 from fisherlab.models.dense import Dense
 from fisherlab.training.evaluate import CHUNK
@@ -78,22 +79,37 @@ def _matrices(experiment: Experiment, layers: list[tuple[int, int]], batch: int,
     labels = {"mc": preconditioner.samples, "exact": experiment.dataset.outputs}.get(str(preconditioner.kind), 1)
     rows = batch * labels
     sampled = rows * sum(m for _, m in layers)
-    dual, primal = 4 * rows**2 * 8 // item, FACTORS * count**2 + 2 * rows * count
     structure = preconditioner.structure_name
     if structure == "smaller":
         structure = "gram" if rows < count else "full"
+    if structure in ("gram", "full"):
+        dual, primal = 4 * rows**2 * 8 // item, FACTORS * count**2 + 2 * rows * count
+        return sampled + (dual if structure == "gram" else primal)
+    names = preconditioner.structure_names
+    if len(set(names)) == 1:
+        return sampled + _blocks(structure, layers, batch, rows, item)
+    # The softmax RFIM of the last layer has a column per output, whatever the kind.
+    softmax = batch * experiment.dataset.outputs
+    parts = [(name, layers[where]) for name, where in zip(names, ends(len(layers)), strict=True)]
+    return sampled + sum(_blocks(n, some, batch, softmax if n == "layer" else rows, item) for n, some in parts if some)
+
+
+def _blocks(structure: str, layers: list[tuple[int, int]], batch: int, rows: int, item: int) -> int:
+    """What one structure keeps of some layers, and forms of a batch for a moment."""
+    sampled = rows * sum(m for _, m in layers)
     widest = max((n * m for n, m in layers), default=0)
     chunk = max((min(m * batch * n, batch * n + ROWS // item) for n, m in layers), default=0)
-    known = {
-        "gram": dual,
-        "full": primal,
-        "layer": FACTORS * sum((n * m) ** 2 for n, m in layers) + 2 * rows * widest,
-        "unit": FACTORS * sum(n**2 * m for n, m in layers) + 2 * chunk + sampled,
-        "diagonal": FACTORS * count + sampled,
-    }
+    pairs = [sum(n * m for n, m in layers[i : i + 2]) for i in range(0, len(layers), 2)]
     factors = FACTORS * sum(n**2 + m**2 for n, m in layers)
-    known["kronecker_tridiagonal"] = 2 * factors  # its ties to the next layer are about as large
-    return sampled + known.get(structure, factors)
+    known = {
+        "layer": FACTORS * sum((n * m) ** 2 for n, m in layers) + 2 * rows * widest,
+        "pairs": FACTORS * sum(size**2 for size in pairs) + 2 * rows * max(pairs, default=0),
+        "unit": FACTORS * sum(n**2 * m for n, m in layers) + 2 * chunk + sampled,
+        "shared": FACTORS * sum(n**2 for n, _ in layers) + batch * max((n for n, _ in layers), default=0),
+        "diagonal": FACTORS * sum(n * m for n, m in layers) + sampled,
+        "kronecker_tridiagonal": 2 * factors,  # its ties to the next layer are about as large
+    }
+    return known.get(structure, factors)
 
 
 def available(device: torch.device) -> int:

@@ -97,6 +97,13 @@ def test_far_out_nothing_overflows():
         assert (found >= 0).all()
 
 
+@pytest.mark.parametrize("name", ["tanh", "logistic", "relu", "elu"])
+def test_float32_keeps_its_digits_far_out(name):
+    z = torch.linspace(-20, 20, 401, dtype=torch.float32)
+    ratio = zone(name, z).double() / zone(name, z.double())
+    assert_close(ratio, torch.ones_like(ratio), 2e-5)
+
+
 @pytest.mark.parametrize(
     ("activation", "options", "message"),
     [
@@ -108,6 +115,9 @@ def test_far_out_nothing_overflows():
         ("elu", {"alpha": 0.0}, "alpha=0.0 is out of range"),
         ("elu", {"sigma": 0.0}, "sigma=0.0 is out of range"),
         ("linear", {"sigma": 0.0}, "sigma=0.0 is out of range"),
+        ("linear", {"sigma": None}, "sigma=None is out of range: expected a number above 0"),
+        ("elu", {"alpha": "x"}, "alpha='x' is out of range: expected a number above 0"),
+        ("elu", {"sigma": True}, "sigma=True is out of range"),
         ("rellu", {}, "activation='rellu' is unknown: did you mean 'relu'"),
         ("logistik", {}, "activation='logistik' is unknown: did you mean 'logistic'"),
     ],

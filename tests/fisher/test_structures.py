@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher import STRUCTURES, Blocks, blocks, unit
+from fisherlab.fisher import STRUCTURES, Blocks, blocks, layer, unit
 from fisherlab.models import stack_replicas
 from tests.cases import KINDS, LAYERS, LIKELIHOODS, batch_of, batch_statistics, flat, like, model_of, noise_of
 from tests.compare import assert_close, assert_same_bits
@@ -175,3 +175,16 @@ def test_units_are_cut_into_pieces_that_fit(monkeypatch):
     assert len(list(pieces.rows(stats, 0))) == 3
     pieces.update(stats, 0.0)
     assert_close(pieces.dense(), whole.dense(), 1e-14)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_a_layer_s_columns_are_added_before_the_outer_products_or_after(decay, monkeypatch):
+    (stats, _), (more, _) = two_batches()
+    together, by_rows = STRUCTURES["layer"](), STRUCTURES["layer"]()
+    assert stats.gradients[0].shape[-3] > 2  # fewer columns go by rows anyway
+    for found in (stats, more):
+        together.update(found, decay)
+    monkeypatch.setattr(layer, "CHUNK", 0)
+    for found in (stats, more):
+        by_rows.update(found, decay)
+    assert_close(together.dense(), by_rows.dense(), 1e-13)

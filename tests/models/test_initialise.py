@@ -55,6 +55,12 @@ def test_glorot_is_uniform_in_the_mean_of_inputs_and_outputs(layer):
     assert not layer.bias.any()
 
 
+def test_glorot_with_biases_counts_them_as_an_input(layer):
+    initialise(layer, "glorot_biases", generator(0, "init"))
+    uniform_within(layer.weight, math.sqrt(6 / 701))
+    uniform_within(layer.bias, math.sqrt(6 / 701))
+
+
 def test_sparse_has_fifteen_normal_weights_per_unit(layer):
     initialise(layer, "sparse", generator(0, "init"))
     filled = (layer.weight != 0).sum(1)

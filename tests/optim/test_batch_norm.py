@@ -20,7 +20,7 @@ NORM = ["norm1.scale", "norm1.shift", "norm2.scale", "norm2.shift"]
 def net(hidden=(5, 6), activation="tanh"):
     model = mlp(4, 3, hidden=hidden, activation=activation, batch_norm="after", generator=generator(0, "init")).double()
     with torch.no_grad():
-        for name in NORM:
+        for name in NORM[: 2 * len(hidden)]:
             model.get_parameter(name).add_(torch.linspace(-0.3, 0.5, len(model.get_parameter(name))))
     return model
 
@@ -108,6 +108,36 @@ def test_rngd_s_are_those_of_evaluation_after_the_step():
         z = model.layer2(h)
         blocks = torch.einsum("bi,bj,bk->ijk", 1 / torch.cosh(z) ** 2, a, a) / 7
     assert_close(optimizer.preconditioner.structure.dense()[25:61, 25:61], torch.block_diag(*blocks), 1e-12)
+
+
+def two_layers_in_a_block(model, **options):
+    pairs = {"first": "pairs", "between": "pairs", "last": "pairs", "lr": 1e-14}
+    return fisherlab.RNGD(model, "categorical", **pairs, **options)
+
+
+def test_two_layers_that_share_a_block_take_constants_too():
+    # Up to the outputs, two layers are the whole net, and their relative Fisher is the exact one.
+    model, (x, y) = net(hidden=(5,)), batch_of("categorical", 7)
+    expected = Twin(with_constants(model, x), "categorical", x, y).fisher("exact")
+    optimizer = two_layers_in_a_block(model, ema=0.0, late=False, ema_start="batch")
+    optimizer.step(x, y)
+    assert_close(optimizer.preconditioner.structure.dense(), expected, 1e-10)
+
+
+def test_so_do_they_where_a_late_average_starts_from_the_batch():
+    model, (x, y) = net(hidden=(5,)), batch_of("categorical", 7)
+    first = Twin(with_constants(model, x), "categorical", x, y).fisher("exact")
+    optimizer = two_layers_in_a_block(model, ema=0.5, ema_start="batch")
+    optimizer.step(x, y)
+    late = Twin(copy.deepcopy(model).eval(), "categorical", x, y).fisher("exact")
+    assert_close(optimizer.preconditioner.structure.dense(), (first + late) / 2, 1e-10)
+
+
+def test_where_nothing_is_back_propagated_a_step_has_one_pass_and_a_late_one():
+    passes, model = [], net()
+    model.register_forward_hook(lambda *_: passes.append(None))
+    fisherlab.RNGD(model, "categorical").step(*batch_of("categorical"))
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -355,6 +355,7 @@ def rngd(model, **options):
         (lambda m: rngd(m, omega=0.0), "omega=0.0 is out of range: expected a number above 0"),
         (lambda m: rngd(m, iota=1.0), "iota=1.0 is out of range: expected a number in [0, 1)"),
         (lambda m: rngd(m, omega="wide"), "omega='wide' is out of range"),
+        (lambda m: rngd(m, late="no"), "late='no': expected true or false"),
         (lambda m: Preconditioner("mc", late=True), "late=true does not fit kind=mc: expected kind=relative"),
     ],
 )

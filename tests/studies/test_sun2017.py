@@ -6,18 +6,22 @@ import math
 import pandas as pd
 import pytest
 import torch
+from tqdm import tqdm
 
 from fisherlab.cli import main
+from fisherlab.plots.sun2017 import figures
 from fisherlab.studies import sun2017
 from fisherlab.studies.study import begin
-from fisherlab.studies.sun2017 import runs, verdicts, watch
-from fisherlab.studies.sun2017.settings import METHODS, configured
-from fisherlab.training.setup import prepare, resolve
+from fisherlab.studies.sun2017 import runs, timing, verdicts, watch
+from fisherlab.studies.sun2017.curves import accuracy
+from fisherlab.studies.sun2017.settings import METHODS, VARIANTS
 
 SPLITS = {"train": 1000, "valid": 400, "test": 397}
 SETTINGS = {"dataset": "digits", "splits": SPLITS, "batch": 50, "l2": 1e-3, "nets": ["plain"], "variants": []}
-SETTINGS |= {"methods": list(METHODS), "rates": [1.0, 0.1, 0.01]}
-FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices", "seconds_bna", "seconds_plain", "zones"]
+SETTINGS |= {"methods": list(METHODS), "rates": [1.0, 0.1, 0.01], "seeds": 10, "epochs": 100}
+SETTINGS |= {"grid_seeds": 1, "grid_epochs": 2, "watch_epochs": 1, "watch_cases": 200, "rounds": 2}
+FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices", "seconds_bna", "seconds_plain"]
+FIGURES += ["variants_plain", "zones"]
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +33,14 @@ def smoke(tmp_path_factory):
 
 def test_the_smoke_scale_makes_all_parts_tables_and_figures(smoke):
     record = json.loads((smoke / "study.json").read_text())
-    assert list(record["parts"]) == record["planned"]
+    assert sorted(record["parts"]) == sorted(record["planned"])
     assert sorted(p.stem for p in smoke.glob("*.png")) == sorted(p.stem for p in smoke.glob("*.pdf")) == FIGURES
     claims = pd.read_csv(smoke / "claims.csv")
     assert not claims.duplicated(["claim", "setting"]).any()
     assert set(claims["verdict"]) <= {"reproduced", "contradicted", "inconclusive"}
     summary = pd.read_csv(smoke / "summary.csv")
-    assert len(summary) == 2 * len(METHODS)
+    assert len(summary) == 2 * len(METHODS) + 1
+    assert (summary["finished"] == 2).all()
     assert (summary["test_accuracy"] > 0.1).all()
 
 
@@ -47,28 +52,68 @@ def test_every_seed_has_a_split_and_a_start_of_its_own_and_all_methods_share_the
         assert other.to_dict() == pytest.approx(starts[0].to_dict(), rel=1e-6)
 
 
-def test_the_matrix_of_the_data_stands_still_and_the_hidden_ones_move(smoke):
-    table = pd.read_csv(smoke / "matrices_plain.csv").query("epoch == 2").set_index("layer")
-    assert table.loc[1, "since_start"] < 1e-12
-    assert (table.loc[2:4, "since_start"] > 1e-2).all()
-    assert table["matrices"].to_list() == [1, 80, 80, 1]
+@pytest.mark.parametrize("net", ["plain", "bna"])
+def test_the_matrix_of_the_data_stands_still_and_the_hidden_ones_move(smoke, net):
+    table = pd.read_csv(smoke / watch.matrices_table(net)).query("epoch == 2")
+    assert table["seed"].nunique() == 2
+    for _, own in table.set_index("layer").groupby("seed"):
+        assert own.loc[1, "since_start"] < 1e-12
+        assert (own.loc[2:4, "since_start"] > 1e-2).all()
+        assert own["matrices"].to_list() == [1, 80, 80, 1]
 
 
-def test_the_watched_matrices_are_the_closed_forms():
-    experiment = prepare(resolve(configured("plain", "rngd", 1, SETTINGS)))
+def test_the_variant_tries_learning_rates_next_to_rngd_s(smoke):
+    rates = [set(pd.read_csv(smoke / runs.grid_table("plain", m))["lr"]) for m in ("rngd", "rngd, softmax")]
+    assert rates[1] == rates[0] == {0.1, 0.01}  # where there are but two
+
+
+def normalised(a):
+    return (a - a.mean(0)) / (a.var(0, unbiased=False) + 1e-3).sqrt()
+
+
+@pytest.mark.parametrize("net", ["plain", "bna"])
+def test_the_watched_matrices_are_the_closed_forms(net):
+    experiment = watch._group(net, SETTINGS | {"seeds": 2}, 0.1)
     x, _ = experiment.rows("train", slice(30))
     found = watch._matrices(experiment, x)
-    layers = [m for m in experiment.model if hasattr(m, "weight")]
-    a = x.flatten(0, -3)[0] if x.ndim > 2 else x
-    for i, (layer, m) in enumerate(zip(layers, found, strict=True)):
-        inputs = torch.cat([a, torch.ones(30, 1)], -1).double()
-        w, b = layer.weight.flatten(0, -3), layer.bias.flatten(0, -2)
-        z = a @ w[0].T + b[0]
-        nu = torch.ones_like(z) if i in (0, 3) else torch.sigmoid(z).square()
-        for unit in (0, len(m) - 1):
-            expected = (inputs * nu[:, unit, None].double()).T @ inputs / 30
-            assert torch.allclose(m[unit], expected, rtol=1e-4, atol=1e-7)
-        a = z.relu().detach()
+    layers = [m for m in experiment.model if isinstance(getattr(m, "weight", None), torch.Tensor)]
+    for run in range(2):
+        a = x[run, 0]
+        for i, (layer, m) in enumerate(zip(layers, found, strict=True)):
+            inputs = torch.cat([a, torch.ones(30, 1)], -1).double()
+            z = a @ layer.weight[run, 0].T + layer.bias[run, 0]
+            nu = torch.ones_like(z) if i in (0, 3) else torch.sigmoid(z).square()
+            for unit in (0, m.shape[1] - 1):
+                expected = (inputs * nu[:, unit, None].double()).T @ inputs / 30
+                assert torch.allclose(m[run, unit], expected, rtol=1e-4, atol=1e-6)
+            a = z.relu().detach() if net == "plain" else normalised(z.relu().detach())
+
+
+def watched(tmp_path, net, rate, **settings):
+    """The verdicts on a net that is watched for an epoch."""
+    home, settings = tmp_path / "paper", SETTINGS | {"nets": [net]} | settings
+    begin(home, settings, {})
+    pd.DataFrame([{"lr": rate, "seed": 0, "valid_error": 0.1}]).to_csv(home / runs.grid_table(net, "rngd"), index=False)
+    (part,) = watch.parts(net, settings, home)
+    for name, table in part.make(tqdm(disable=True)).items():
+        table.to_csv(home / name, index=False)
+    claims = [claim for claim in sun2017.claims(home) if claim.claim.startswith("the geometry of layer")]
+    assert [claim.claim.split()[4] for claim in claims] == ["2", "3", "4"]
+    assert {claim.n for claim in claims} == {settings["seeds"]}
+    return {claim.verdict for claim in claims}
+
+
+@pytest.mark.parametrize("net", ["plain", "bna"])
+def test_where_nothing_is_trained_nothing_moves(tmp_path, net):
+    assert watched(tmp_path, net, 1e-12) == {"contradicted"}
+
+
+def test_where_it_is_trained_the_geometry_moves(tmp_path):
+    assert watched(tmp_path, "bna", 0.5, watch_epochs=2, watch_cases=400) == {"reproduced"}
+
+
+def test_a_few_seeds_do_not_tell_whether_it_moves(tmp_path):
+    assert watched(tmp_path, "plain", 0.1, seeds=3) == {"inconclusive"}
 
 
 def curves(level, accuracy, *, rate=0.1, epochs=100, status="finished", seeds=10, spread=1e-4):
@@ -84,10 +129,10 @@ def curves(level, accuracy, *, rate=0.1, epochs=100, status="finished", seeds=10
     return pd.DataFrame(rows)
 
 
-def folder(tmp_path, best=0.1, **tables):
+def folder(tmp_path, best=0.1, variants=(), **tables):
     """A study's folder with hand-made curves of PLAIN, by method; the best learning rate may be an end of the grid."""
     home = tmp_path / "paper"
-    begin(home, SETTINGS, {})
+    begin(home, SETTINGS | {"variants": list(variants)}, {})
     for method, table in tables.items():
         table.to_csv(home / runs.curves_table("plain", method), index=False)
         grid = [{"lr": lr, "seed": 0, "valid_error": 0.02 + abs(math.log10(lr / best))} for lr in SETTINGS["rates"]]
@@ -113,8 +158,99 @@ def test_the_range_of_the_figure(tmp_path, accuracy, expected):
     [(0.3, 0.1, "reproduced"), (0.03, 0.1, "contradicted"), (0.1, 0.1, "contradicted"), (0.3, 1.0, "inconclusive")],
 )
 def test_fewer_epochs_than_sgd(tmp_path, rate, best, expected):
-    home = folder(tmp_path, best, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97, rate=rate, epochs=400))
-    assert verdict(home, "RNGD reaches a low cost in fewer epochs") == expected
+    home = folder(tmp_path, best, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97, rate=rate))
+    assert verdict(home, FEWER) == expected
+
+
+FEWER = "RNGD reaches SGD's last objective (of its worst seed, times 1.02) in fewer epochs than SGD"
+SOONER = FEWER.replace("fewer epochs", "less time")
+
+
+def cut(table, seeds, epoch):
+    """Some runs diverge: their curves end, as the trainer's do."""
+    gone = table["seed"].isin(seeds)
+    return table.assign(status=table["status"].mask(gone, "diverged"))[~gone | (table["epoch"] <= epoch)]
+
+
+def test_where_rngd_never_gets_to_sgd_s_end_the_claim_is_contradicted(tmp_path):
+    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=curves(0.3, 0.97, rate=0.5))
+    claim = next(c for c in sun2017.claims(home) if c.claim == FEWER)
+    assert claim.verdict == "contradicted"
+    assert "never, counted as epoch 101: 10 runs of RNGD" in claim.measured
+    assert "nan" not in claim.measured + claim.uncertainty
+
+
+def test_one_seed_that_never_gets_there_is_counted(tmp_path):
+    table = curves(0.1, 0.97, rate=0.3)
+    table.loc[table["seed"] == 1003, "objective"] += 0.5
+    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=table)
+    claim = next(c for c in sun2017.claims(home) if c.claim == FEWER)
+    assert claim.n == 10
+    assert "counted as epoch 101: 1 runs of RNGD" in claim.measured
+    assert claim.verdict == "reproduced"  # nine of ten: the interval allows for the one
+
+
+def test_rngd_that_diverges_early_does_not_get_there_soon(tmp_path):
+    rngd = cut(curves(0.1, 0.97, rate=0.3), range(1000, 1010), 5)
+    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=rngd)
+    assert verdict(home, FEWER) == "contradicted"
+
+
+def test_without_sgd_s_end_there_is_no_level(tmp_path):
+    home = folder(tmp_path, sgd=cut(curves(0.1, 0.97), range(1000, 1010), 5), rngd=curves(0.1, 0.97, rate=0.3))
+    assert verdict(home, FEWER) == "inconclusive"
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.3, "reproduced"), (0.2, "reproduced"), (0.1, "contradicted")])
+def test_no_more_epochs_than_adam(tmp_path, rate, expected):
+    home = folder(tmp_path, sgd=curves(0.1, 0.97), adam=curves(0.1, 0.97, rate=0.2), rngd=curves(0.1, 0.97, rate=rate))
+    assert verdict(home, FEWER.replace("fewer", "no more").replace("than SGD", "than Adam")) == expected
+
+
+def cost(ratio, *, threads=2, others=0.0, rounds=10, spread=0.01):
+    """Timings of PLAIN with a ratio of RNGD's step to SGD's."""
+    rows = []
+    for turn in range(1, rounds + 1):
+        for method, ms in (("sgd", 1.0), ("adam", 1.5), ("rngd", ratio * 10 ** (spread * (turn - (rounds + 1) / 2)))):
+            rows.append({"net": "plain", "method": method, "round": turn, "ms": ms, "refresh_ms": 0.0, "period": 1})
+    return pd.DataFrame(rows).assign(threads=threads, others=others)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "options", "expected"),
+    [
+        (5, {}, ("reproduced", "reproduced")),
+        (30, {}, ("reproduced", "contradicted")),
+        (0.9, {}, ("contradicted", "reproduced")),
+        (5, {"threads": 1}, ("reproduced", "inconclusive")),
+        (5, {"others": 0.8}, ("reproduced", "inconclusive")),
+        (5, {"others": math.nan}, ("reproduced", "inconclusive")),
+        (8, {}, ("reproduced", "inconclusive")),
+        (5, {"rounds": 5}, ("inconclusive", "inconclusive")),
+    ],
+)
+def test_the_cost_of_a_step(tmp_path, ratio, options, expected):
+    home, table = folder(tmp_path), cost(ratio, **options)
+    table.to_csv(home / timing.TABLE, index=False)
+    claims = [c for c in sun2017.claims(home) if c.claim.startswith(("an epoch of RNGD", "a step of RNGD"))]
+    assert tuple(c.verdict for c in claims) == expected
+    assert {c.n for c in claims} == {options.get("rounds", 10)}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "expected"), [(2, 0.01, "reproduced"), (6, 0.01, "contradicted"), (2, 0.3, "inconclusive")]
+)
+def test_less_time_than_sgd(tmp_path, ratio, spread, expected):
+    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97, rate=0.3))  # in a third of the epochs
+    cost(ratio, spread=spread).to_csv(home / timing.TABLE, index=False)
+    assert verdict(home, SOONER) == expected
+
+
+def test_a_cost_of_other_methods_says_nothing_of_seconds(tmp_path):
+    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97))
+    cost(5).query("method != 'sgd'").to_csv(home / timing.TABLE, index=False)
+    assert verdict(home, SOONER) is None
+    assert verdict(home, FEWER) is not None
 
 
 @pytest.mark.parametrize(
@@ -125,12 +261,41 @@ def test_competitive_with_adam(tmp_path, accuracy, expected):
     assert verdict(home, "RNGD is competitive with Adam") == expected
 
 
-def test_a_method_of_which_a_run_diverged_decides_nothing(tmp_path):
-    table = curves(0.1, 0.974)
-    table.loc[table["seed"] == 1003, "status"] = "diverged"
-    home = folder(tmp_path, adam=curves(0.1, 0.973), rngd=table)
-    assert verdict(home, "RNGD is competitive with Adam") == "inconclusive"
-    assert verdict(home, "RNGD's validation accuracy lies in") == "inconclusive"
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("accuracy", "best", "expected"),
+    [(0.9725, 0.1, "reproduced"), (0.97, 0.1, "contradicted"), (0.9725, 1.0, "inconclusive")],
+)
+def test_a_variant_is_no_worse_than_rngd(tmp_path, name, accuracy, best, expected):
+    tables = {"rngd": curves(0.1, 0.973), name: curves(0.1, accuracy, spread=2e-4)}
+    home = folder(tmp_path, best, variants=[name], **tables)
+    start = "RNGD with the softmax RFIM" if "softmax" in name else "RNGD started from the first batch's statistics"
+    assert verdict(home, start) == expected
+
+
+@pytest.mark.parametrize("seeds", [10, 12])
+def test_a_method_of_which_a_run_diverged_decides_nothing(tmp_path, seeds):
+    table = cut(curves(0.1, 0.974, seeds=seeds), [1003], 30)
+    home = folder(tmp_path, adam=curves(0.1, 0.973, seeds=seeds), rngd=table)
+    for start in ("RNGD is competitive with Adam", "RNGD's validation accuracy lies in"):
+        claim = next(c for c in sun2017.claims(home) if c.claim.startswith(start))
+        assert (claim.verdict, claim.n) == ("inconclusive", seeds)
+        assert f"1 of {seeds} runs of RNGD on PLAIN did not finish" in claim.measured
+    row = verdicts.last_epochs(home, SETTINGS).set_index("method").loc["rngd"]
+    assert (row["seeds"], row["finished"]) == (seeds, seeds - 1)
+    assert math.isnan(row["valid_accuracy"])
+
+
+def test_the_untrained_net_is_no_part_of_a_mean():
+    table = curves(0.1, 0.97, epochs=3, spread=0.0)
+    table.loc[table["epoch"] == 0, "valid_error"] = 0.9
+    assert accuracy(table).to_list() == pytest.approx([0.97] * 10)
+    assert runs._end("finished", table)["valid_error"] == pytest.approx(0.03)
+    long = curves(0.1, 0.97, spread=0.0)
+    long.loc[long["epoch"] <= 90, "valid_error"] = 0.9
+    assert accuracy(long).to_list() == pytest.approx([0.97] * 10)  # the last ten
+    long.loc[long["epoch"] == 91, "valid_error"] = 0.13
+    assert accuracy(long).to_list() == pytest.approx([0.96] * 10)
 
 
 def test_the_learning_rate_is_the_best_one_of_those_that_never_diverged(tmp_path):
@@ -139,18 +304,71 @@ def test_the_learning_rate_is_the_best_one_of_those_that_never_diverged(tmp_path
     grid = pd.DataFrame(rows, columns=["lr", "seed", "valid_error"])
     grid.to_csv(home / runs.grid_table("plain", "sgd"), index=False)
     assert runs.chosen(home, "plain", "sgd") == 0.1
-    grid.assign(valid_error=None).to_csv(home / runs.grid_table("plain", "sgd"), index=False)
-    with pytest.raises(RuntimeError, match="every run of sgd on plain diverged"):
-        runs.chosen(home, "plain", "sgd")
+
+
+def test_a_method_that_diverges_at_every_learning_rate_is_an_outcome(tmp_path, monkeypatch):
+    """Of RNGD, on whose learning rate the variants and the matrices depend too."""
+    settings = SETTINGS | {"variants": ["rngd, softmax"]}
+    home = folder(tmp_path, variants=settings["variants"], sgd=curves(0.1, 0.97), adam=curves(0.1, 0.97))
+    monkeypatch.setattr(runs, "_train", lambda cfg, cells, *_: [("diverged", curves(1, 0.9, epochs=0))] * len(cells))
+    made = [*runs.parts("plain", "rngd", settings, home), *runs.parts("plain", "rngd, softmax", settings, home)]
+    made += watch.parts("plain", settings, home)
+    for part in sorted(made, key=lambda p: "grid" not in p.name):
+        for name, table in part.make(tqdm(disable=True)).items():
+            table.to_csv(home / name, index=False)
+    assert runs.chosen(home, "plain", "rngd") is None
+    assert verdict(home, FEWER) == "contradicted"
+    assert verdict(home, "RNGD is competitive with Adam") == "inconclusive"
+    assert verdict(home, "RNGD with the softmax RFIM") == "inconclusive"
+    row = sun2017.derived(home)["summary.csv"].set_index("method").loc["rngd"]
+    assert (row["seeds"], row["finished"]) == (10, 0)
+    figures(home)
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"), [(0.1, {1.0, 0.1, 0.01}), (1.0, {1.0, 0.1, 0.01}), (0.01, {0.1, 0.01, 1e-3})]
+)
+def test_a_variant_s_grid_is_rngd_s_best_and_its_neighbours(tmp_path, best, expected):
+    home, settings = folder(tmp_path, best, rngd=curves(0.1, 0.97)), SETTINGS | {"rates": [1.0, 0.1, 0.01, 1e-3, 1e-4]}
+    assert set(runs._rates("plain", "rngd, softmax", settings, home)) == expected
+    assert set(runs._rates("plain", "sgd", settings, home)) == set(settings["rates"])
+
+
+def test_what_needs_rngd_s_learning_rate_waits_for_it_and_what_takes_longest_comes_first(tmp_path):
+    settings = SETTINGS | {"variants": list(VARIANTS), "nets": ["plain", "bna"]}
+    planned = sun2017.parts(settings, tmp_path)
+    tables = [table for part in planned for table in part.tables]
+    assert len(tables) == len(set(tables))
+    assert all(set(part.needs) <= set(tables) for part in planned)
+    waiting = [part.name.removeprefix("PLAIN, ") for part in planned if runs.grid_table("plain", "rngd") in part.needs]
+    expected = ["RNGD, batch start: grid", "RNGD, softmax RFIM: grid", "RNGD: fresh seeds", "matrices"]
+    assert sorted(waiting) == expected
+    fresh = [part.name.split(":")[0] for part in planned if part.name.endswith("fresh seeds")]
+    assert fresh[:2] == ["PLAIN, RNGD, softmax RFIM", "PLAIN, RNGD, batch start"]
+    assert fresh[-1] == "BNA, SGD"
+
+
+def test_without_rngd_nothing_asks_for_its_learning_rate(tmp_path):
+    few = [f"study.scales.smoke.{s}" for s in ("methods=[sgd]", "nets=[plain]", "variants=[]", "rounds=1", "epochs=1")]
+    assert main(["study", "sun2017", "scale=smoke", "threads=1", f"results={tmp_path}", *few]) == 0
+    home = tmp_path / "studies" / "sun2017" / "smoke"
+    assert len(pd.read_csv(home / "claims.csv")) == 1
+    assert (home / "curves_plain.png").exists()
 
 
 def test_a_step_counts_its_share_of_the_factorisations():
-    cost = pd.DataFrame({"net": ["plain"] * 3, "method": ["rngd"] * 3, "ms": [1.0, 2.0, 9.0], "refresh_ms": [50.0] * 3})
-    assert (
-        verdicts.milliseconds(cost, SETTINGS)["plain"]["rngd"] == 2.0 + 50 / 20
-    )  # 20 steps an epoch, so as many refreshes
-    large = SETTINGS | {"splits": SPLITS | {"train": 50000}}
-    assert verdicts.milliseconds(cost, large)["plain"]["rngd"] == 2.5
+    rows = {"net": ["plain"] * 2, "method": ["rngd", "sgd"], "round": [1, 1], "ms": [2.0, 1.0]}
+    table = pd.DataFrame(rows | {"refresh_ms": [50.0, 0.0], "period": [100, 1]})
+    assert timing.by_round(table, "plain").loc[1].to_dict() == {"rngd": 2.5, "sgd": 1.0}
+
+
+def test_what_others_do_is_told_beside_the_timings(smoke):
+    table = pd.read_csv(smoke / timing.TABLE)
+    assert (table["threads"] == 1).all()
+    assert table["others"].between(-0.1, 64).all()
+    assert table.set_index("method")["period"].groupby("method").first().to_dict() == dict.fromkeys(
+        ["adam", "efngd", "sgd"], 1
+    ) | dict.fromkeys(["kfac", "rngd"], 100)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +378,12 @@ def test_a_step_counts_its_share_of_the_factorisations():
         ("rates=[]", "rates=[]: expected a list"),
         ("methods=[sgd,sgd]", "none twice"),
         ("dataset=mnits", "did you mean 'mnist'?"),
+        ("methods=[sgd]", "variants=['rngd, softmax'] are RNGD's: expected rngd among methods"),
+        ("splits.train=many", "expected numbers of examples, whole and at least 1, for train, valid, test"),
+        ("splits.valid=0", "expected numbers of examples, whole and at least 1, for train, valid, test"),
+        ("splits.train=1001", "are 1798 examples: expected at most digits's 1797"),
+        ("batch=1001", "batch=1001: expected at most the 1000 examples to train on"),
+        ("watch_cases=501", "watch_cases=501 and as many others are more than the 1000 examples: expected at most 500"),
         ("seeds=0", "seeds=0: expected a whole number of at least 1"),
     ],
 )

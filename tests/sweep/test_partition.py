@@ -113,7 +113,7 @@ from fisherlab.training.setup import prepare, resolve
 def peak():  # of this program alone: getrusage would tell that of the process which started it, if it was more
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
-base = ["dataset=digits", "threads=1", "epochs=1", "model.hidden=[300,300,300]", "batch_size=500", sys.argv[1]]
+base = ["dataset=digits", "threads=1", "epochs=1", *sys.argv[1:]]
 cfg = lambda i: resolve(job(compose([*base, f"seed={i}"])))
 small = prepare(cfg(0))
 for _ in range(2):
@@ -128,9 +128,17 @@ print((peak() - before) / (count * (one.stream + one.replica)))
 """
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "kfac"])
-def test_the_estimated_memory_is_of_the_right_order(optimizer):
-    command = [sys.executable, "-c", MEASURE, f"optimizer={optimizer}"]
+WIDE = ["model.hidden=[300,300,300]", "batch_size=500"]
+RNGD = ["optimizer=rngd", "model.hidden=[100,100,100]", "batch_size=50"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["optimizer=sgd", *WIDE], ["optimizer=kfac", *WIDE], RNGD, [*RNGD, "optimizer.last=layer"]],
+    ids=["sgd", "kfac", "rngd", "rngd-softmax"],
+)
+def test_the_estimated_memory_is_of_the_right_order(overrides):
+    command = [sys.executable, "-c", MEASURE, *overrides]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert 0.4 < float(done.stdout) < 1.3
 

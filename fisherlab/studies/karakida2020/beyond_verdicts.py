@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from fisherlab.studies.asked import Asked, judged, numbers
 from fisherlab.studies.judge import Effect, holds
 from fisherlab.studies.karakida2020 import cross_entropy, empirical, gap, minibatch
-from fisherlab.studies.karakida2020.asked import NAMES, Asked, judged, numbers
 from fisherlab.studies.karakida2020.descent import ISOTROPIC
-from fisherlab.studies.karakida2020.tables import found, slopes, widths
+from fisherlab.studies.karakida2020.tables import NAMES, found, slopes, widths
 from fisherlab.studies.study import Claim
 
 NEAR = 0.1  # a tenth: what counts as following a prediction here

@@ -10,6 +10,8 @@ import pandas as pd
 
 from fisherlab.studies.study import read_table, settings_of
 
+NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
+
 
 def found(folder: Path, name: str) -> Any | None:
     """Read a table.

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from fisherlab.ntk import theory
+from fisherlab.studies.asked import Asked, below, judged, numbers
 from fisherlab.studies.judge import LEAST as JUDGED
 from fisherlab.studies.judge import Effect, holds, prediction
 from fisherlab.studies.karakida2020 import beyond_verdicts, cost, dynamics, gap, isotropy, refusals, unitwise
-from fisherlab.studies.karakida2020.asked import NAMES, Asked, below, judged, numbers
 from fisherlab.studies.karakida2020.descent import ISOTROPIC
-from fisherlab.studies.karakida2020.tables import found, slopes, widths
+from fisherlab.studies.karakida2020.tables import NAMES, found, slopes, widths
 from fisherlab.studies.study import Claim, settings_of
 
 BARS = {"exact": 3e-3, "layer": 3e-3, "tridiagonal": 1e-2}

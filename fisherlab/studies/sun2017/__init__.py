@@ -7,19 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from fisherlab.errors import UsageError
-from fisherlab.schema import AT_LEAST_0, POSITIVE, check, each, name, some, whole
+from fisherlab.schema import AT_LEAST_0, POSITIVE, Rule, check, each, name, some, whole
 from fisherlab.studies.study import Part, Tables, settings_of
-from fisherlab.studies.sun2017 import runs, watch
-from fisherlab.studies.sun2017.settings import METHODS, NETS, VARIANTS
+from fisherlab.studies.sun2017 import runs, timing, watch
+from fisherlab.studies.sun2017.settings import EXAMPLES, METHODS, NETS, ORDER, VARIANTS
 from fisherlab.studies.sun2017.verdicts import claims, last_epochs
 
 __all__ = ["PIECEWISE", "claims", "derived", "parts"]
 
 PIECEWISE = True  # claims and figures after every part: the whole takes hours
-RULES = {"dataset": name("mnist", "digits"), "nets": some(name(*NETS)), "methods": some(name(*METHODS))}
+SPLITS = ("train", "valid", "test")
+COUNT = whole(1)
+RULES = {"dataset": name(*EXAMPLES), "nets": some(name(*NETS)), "methods": some(name(*METHODS))}
 RULES |= {"variants": each(name(*VARIANTS)), "rates": some(POSITIVE), "l2": AT_LEAST_0}
+RULES["splits"] = Rule(
+    f"numbers of examples, whole and at least 1, for {', '.join(SPLITS)}",
+    lambda v: isinstance(v, Mapping) and set(v) == set(SPLITS) and all(map(COUNT.accepts, v.values())),
+)
 RULES |= dict.fromkeys(
-    ("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_epochs", "watch_cases", "rounds"), whole(1)
+    ("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_epochs", "watch_cases", "rounds"), COUNT
 )
 
 
@@ -31,21 +37,40 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         folder: Where the tables of earlier parts are.
 
     Returns:
-        For each net and method its grid and its fresh seeds; the zones, the cost of a step, the matrices; the variants.
+        The cost of a step and the zones; for each net and method its grid and its fresh seeds, the longest first; of
+        RNGD the variants, and the matrices.
 
     Raises:
-        UsageError: If the splits are not three.
+        UsageError: If a setting is not what it may be, or does not fit the others.
     """
     for key, rule in RULES.items():
         check(key, settings[key], rule)
-    if set(settings["splits"]) != {"train", "valid", "test"}:
-        raise UsageError(f"splits={dict(settings['splits'])}: expected numbers of examples for train, valid, test")
-    found = []
-    for method in settings["methods"]:
-        for net in settings["nets"]:
+    _fit(settings)
+    found = [*timing.parts(settings), watch.zones()]
+    for method in ORDER:
+        if method in settings["variants"]:
+            found += runs.parts(settings["nets"][0], method, settings, folder)
+        for net in settings["nets"] if method in settings["methods"] else ():
             found += runs.parts(net, method, settings, folder)
-    found += watch.parts(settings, folder)
-    return found + [p for one in settings["variants"] for p in runs.parts(settings["nets"][0], one, settings, folder)]
+            found += watch.parts(net, settings, folder) if method == "rngd" else []
+    return found
+
+
+def _fit(settings: Mapping[str, Any]) -> None:
+    """What no rule on a single setting can tell."""
+    splits, data = settings["splits"], settings["dataset"]
+    if (asked := sum(splits.values())) > EXAMPLES[data]:
+        raise UsageError(f"splits={dict(splits)} are {asked} examples: expected at most {data}'s {EXAMPLES[data]}")
+    if settings["batch"] > splits["train"]:
+        raise UsageError(f"batch={settings['batch']}: expected at most the {splits['train']} examples to train on")
+    if "rngd" not in settings["methods"]:
+        if settings["variants"]:
+            raise UsageError(f"variants={settings['variants']} are RNGD's: expected rngd among methods, or variants=[]")
+    elif 2 * settings["watch_cases"] > splits["train"]:
+        raise UsageError(
+            f"watch_cases={settings['watch_cases']} and as many others are more than the {splits['train']} examples: "
+            f"expected at most {splits['train'] // 2}"
+        )
 
 
 def derived(folder: Path) -> Tables:

@@ -12,13 +12,14 @@ from fisherlab.config import compose, job
 
 BASE = (
     "model=mlp",
-    "model.init=glorot",
+    "model.init=glorot_biases",
     "figures=false",
     "keep=nothing",
     "record_norms=false",
     "histogram_steps=[]",
     "device=cpu",
 )
+EXAMPLES = {"mnist": 70_000, "digits": 1_797}  # of a data set's splits together
 NETS: Mapping[str, tuple[str, ...]] = {"plain": (), "bna": ("model.batch_norm=after",)}
 TOLD = {"plain": "PLAIN", "bna": "BNA"}
 # The paper's three, then two under the same protocol: no momentum, and factorisations as rare as RNGD's.
@@ -33,7 +34,10 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "rngd, batch start": ("optimizer=rngd", "optimizer.ema_start=batch"),
     "rngd, softmax": ("optimizer=rngd", "optimizer.last=layer"),
 }
-NAMES = {"sgd": "SGD", "adam": "Adam", "rngd": "RNGD", "kfac": "K-FAC", "efngd": "EF-NGD"}
+NAMES = {"sgd": "SGD", "adam": "Adam", "rngd": "RNGD", "kfac": "K-FAC, damping 0.1", "efngd": "EF-NGD, damping 0.1"}
+NAMES |= {"rngd, batch start": "RNGD, batch start", "rngd, softmax": "RNGD, softmax RFIM"}
+# What takes longest comes first, so that of several processes none is left alone with it in the end.
+ORDER = ("rngd, softmax", "rngd, batch start", "rngd", "kfac", "efngd", "adam", "sgd")
 
 
 def configured(net: str, method: str, epochs: int, settings: Mapping[str, Any]) -> DictConfig:

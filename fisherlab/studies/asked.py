@@ -10,8 +10,6 @@ import numpy as np
 from fisherlab.studies.judge import Effect, verdicts
 from fisherlab.studies.study import Claim
 
-NAMES = {"exact": "the whole Fisher", "layer": "layer-wise", "tridiagonal": "block-tridiagonal", "kfac": "K-FAC"}
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -25,6 +23,7 @@ class Asked:
         measured: The numbers.
         effect: One number per seed, above 0 where the claim holds.
         told: What that number is.
+        decisive: Whether it can be decided at all: not where a best hyper-parameter lies on a bound of its search.
     """
 
     claim: str
@@ -34,6 +33,7 @@ class Asked:
     measured: str
     effect: Effect
     told: str
+    decisive: bool = True
 
 
 def judged(family: Sequence[Asked]) -> list[Claim]:
@@ -49,7 +49,7 @@ def judged(family: Sequence[Asked]) -> list[Claim]:
     return [
         Claim(
             one.claim, one.source, one.setting, one.expected, one.measured,
-            len(one.effect.values), f"{one.told}: {one.effect.told}", verdict,
+            len(one.effect.values), f"{one.told}: {one.effect.told}", verdict if one.decisive else "inconclusive",
         )
         for one, verdict in zip(family, given, strict=True)
     ]  # fmt: skip

@@ -1,0 +1,138 @@
+"""Reading the curves on fresh seeds: accuracies at the end, epochs to a level; every seed counts, diverged or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fisherlab.studies.study import read_table
+from fisherlab.studies.sun2017.runs import LAST, at_the_end, chosen, curves_table, grid_table
+from fisherlab.studies.sun2017.settings import NAMES, TOLD
+
+FACTOR = 1.02  # of SGD's last objective: the level that all are to reach
+# What the authors do otherwise, where it bears on the numbers: see conf/study/sun2017.yaml.
+KEPT = {"plain": "", "bna": ", biases kept behind normalisation"}
+
+
+def curves_of(folder: Path, net: str, method: str) -> Any | None:
+    """Read a method's curves on fresh seeds.
+
+    Args:
+        folder: The study's.
+        net: A key of `NETS`.
+        method: A key of `METHODS` or `VARIANTS`.
+
+    Returns:
+        The table; None where it is not there.
+    """
+    path = folder / curves_table(net, method)
+    return read_table(path) if path.exists() else None
+
+
+def accuracy(curves: Any, column: str = "valid_error") -> Any:
+    """The mean accuracy over the last epochs.
+
+    Args:
+        curves: Of one method.
+        column: valid_error or test_error.
+
+    Returns:
+        By seed, all of them; NaN where a run did not finish.
+    """
+    last = at_the_end(curves[curves["status"] == "finished"])
+    means = (1 - last[column]).groupby(last["seed"]).agg(lambda a: a.mean(skipna=False))
+    return means.reindex(sorted(curves["seed"].unique())).astype(float)
+
+
+def averaged(settings: Mapping[str, Any]) -> int:
+    """Tell over how many epochs `accuracy` takes the mean.
+
+    Args:
+        settings: The scale's.
+
+    Returns:
+        As many as there are, at most `LAST`.
+    """
+    return min(LAST, int(settings["epochs"]))
+
+
+def level_of(sgd: Any) -> float:
+    """The objective to which all methods are timed: SGD's end, of its worst seed that finished, and a little.
+
+    Args:
+        sgd: SGD's curves.
+
+    Returns:
+        The level; NaN where no seed finished.
+    """
+    finished = sgd[sgd["status"] == "finished"]
+    return FACTOR * float(finished.groupby("seed")["objective"].min().max())
+
+
+def epochs_to(curves: Any, level: float, last: int) -> Any:
+    """The first epoch, by seed, at whose end the objective is at most a level.
+
+    Args:
+        curves: Of one method.
+        level: Of the objective.
+        last: The last epoch of a run.
+
+    Returns:
+        Epochs; a run that never got there, or diverged, counts as one that did in the epoch after the last. NaN where
+        there is no level.
+    """
+    there = curves[(curves["objective"] <= level) & (curves["status"] == "finished")].groupby("seed")["epoch"].min()
+    found = there.reindex(sorted(curves["seed"].unique())).astype(float).fillna(last + 1.0)
+    return found if math.isfinite(level) else found * math.nan
+
+
+def setting(net: str, settings: Mapping[str, Any], curves: Any) -> str:
+    """Tell under which conditions curves were made.
+
+    Args:
+        net: A key of `NETS`.
+        settings: The scale's.
+        curves: Of a method.
+
+    Returns:
+        For a claim.
+    """
+    return (
+        f"{TOLD[net]}{KEPT[net]}, {settings['epochs']} epochs, {curves['seed'].nunique()} seeds with a split each, "
+        "constant learning rate from the grid"
+    )
+
+
+def unfinished(net: str, method: str, curves: Any) -> str:
+    """Tell of runs that diverged.
+
+    Args:
+        net: A key of `NETS`.
+        method: A key of `METHODS` or `VARIANTS`.
+        curves: Of it.
+
+    Returns:
+        For a claim; nothing where all finished.
+    """
+    seeds = curves.groupby("seed")["status"].first()
+    lost = int((seeds != "finished").sum())
+    return f"; {lost} of {len(seeds)} runs of {NAMES[method]} on {TOLD[net]} did not finish" if lost else ""
+
+
+def at_bound(folder: Path, net: str, method: str) -> str:
+    """Tell where a best learning rate is an end of its grid.
+
+    Args:
+        folder: The study's.
+        net: A key of `NETS`.
+        method: A key of `METHODS` or `VARIANTS`.
+
+    Returns:
+        For a claim, which is then undecided; nothing where it lies within.
+    """
+    best, rates = chosen(folder, net, method), read_table(folder / grid_table(net, method))["lr"]
+    if best is None or best not in (rates.min(), rates.max()):
+        return ""
+    return f"; {NAMES[method]}'s learning rate {best:g} is an end of its grid"
