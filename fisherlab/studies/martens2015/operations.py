@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from fisherlab.studies.martens2015.problems import configured
@@ -51,22 +50,36 @@ def _per_case(problem: str, method: str, *overrides: str) -> tuple[float, float]
 
 def _count(problem: str, method: str, batch: int, *overrides: str) -> float:
     """Giga-operations of a step, the mean of twenty."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     from fisherlab.training.setup import prepare, resolve
 
     experiment = prepare(resolve(configured(problem, method, 40, 40, f"batch_size={batch}", *overrides)))
     for _ in range(20):
         experiment.optimizer.step(*experiment.next_batch())
-    # Torch counts no product that adds to what is there in place, as K-FAC's gradients and statistics do.
-    in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _added)
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with Products() as products:
         for _ in range(20):
             experiment.optimizer.step(*experiment.next_batch())
-    return counter.get_total_flops() / 20 / 1e9
+    return products.operations / 20 / 1e9
 
 
-def _added(_: Any, left: Sequence[int], right: Sequence[int], out_shape: Any = None, **__: Any) -> int:
-    """Operations of adding a product to what is there, from the shapes [..., m, k] and [..., k, n]."""
-    del out_shape
-    return 2 * math.prod(left) * right[-1]
+class Products(TorchDispatchMode):
+    """Counts the operations of matrix products.
+
+    Torch's own counter leaves out those that add to what is there in place, as K-FAC's gradients and statistics do.
+
+    Attributes:
+        operations: So far, a multiplication and an addition for each pair of factors.
+    """
+
+    names = ("mm", "bmm", "addmm", "baddbmm", "addmm_", "baddbmm_")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make an operation; count it where it is a product of the last two of its arguments."""
+        del types
+        if func.overloadpacket.__name__ in self.names:
+            left, right = args[-2:]
+            self.operations += 2 * left.numel() * right.shape[-1]
+        return func(*args, **kwargs or {})
