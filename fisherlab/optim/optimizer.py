@@ -211,8 +211,8 @@ class FisherOptimizer(torch.optim.Optimizer):
             raise UsageError(f"'{frozen}' was frozen after construction: expected a new optimizer for what is left")
         watched = self._begin_step()
         loss, directions = self._plain(x, y) if self.preconditioner is None else self._natural(x, y)
-        if self.preconditioner is not None and not self.replicas and readable(loss):
-            self.check()
+        if self.quadratic is None or not self.quadratic.searches(self.preconditioner):
+            self.look(loss)  # a search looks at the factorisation that it has chosen
         if self.policy is not None:
             self.policy.hear_loss(loss)
         if self.record_norms or watched:
@@ -400,6 +400,18 @@ class FisherOptimizer(torch.optim.Optimizer):
     def _joined(self, parts: list[Tensor]) -> list[Tensor]:
         rest = iter(parts)
         return [layer.join([next(rest) for _ in layer.parameters]) for layer in self.capture.layers]
+
+    def look(self, computed: Tensor) -> None:
+        """As `check`, where that costs nothing: without replica axes, on the CPU.
+
+        Args:
+            computed: Anything of this step, which tells where it was computed.
+
+        Raises:
+            SolveError: Names the layer and the step.
+        """
+        if self.preconditioner is not None and not self.replicas and readable(computed):
+            self.check()
 
     def check(self) -> None:
         """Raise if a damped matrix could not be factorised in any replica; synchronises.

@@ -149,7 +149,9 @@ class Preconditioner:
         self.max_columns = _period("max_columns", max_columns)
         self.step, self.updates = 0, 0
         self.tell_trace: Callable[[Tensor], None] | None = None  # whom to tell the trace of each batch's Fisher
+        self.refreshed: Tensor | None = None  # which blocks the last factorisation could not make, bool [blocks, ...]
         self._failed: tuple[Tensor, Tensor] | None = None
+        self._failed_before: tuple[Tensor, Tensor] | None = None
         self._stale = False
         if not self.structure.keeps and tau1 != 1:
             raise UsageError(
@@ -263,16 +265,20 @@ class Preconditioner:
         Returns:
             (F + lambda I)^-1 (gradient + extra), per layer.
         """
+        self._failed_before = self._failed
         with full_precision():
             if self._stale or self._due():
                 self._stale = False
-                self._mark(self.structure.refresh(damping, self.inverse_period))
+                self.refreshed = self.structure.refresh(damping, self.inverse_period)
+                self._mark(self.refreshed)
             direction = self.structure.solve_mean(gradient, extra)
         self.step += 1
         return direction
 
     def again(self, gradient: MeanGradient, extra: list[Tensor] | None, damping: Tensor) -> list[Tensor]:
         """Make the natural gradient of the step just made anew, with another damping.
+
+        What cannot be factorised is told by `refreshed` alone: whether it counts, `settle` says.
 
         Args:
             gradient: As before.
@@ -283,8 +289,17 @@ class Preconditioner:
             (F + lambda I)^-1 (gradient + extra), per layer.
         """
         with full_precision():
-            self._mark(self.structure.refresh(damping, self.inverse_period))
+            self.refreshed = self.structure.refresh(damping, self.inverse_period)
             return self.structure.solve_mean(gradient, extra)
+
+    def settle(self, failed: Tensor) -> None:
+        """Let count, of the factorisations of the step just made, only the one that was chosen.
+
+        Args:
+            failed: Which of its blocks could not be made, bool [blocks, ...].
+        """
+        self.refreshed, self._failed = failed, self._failed_before
+        self._mark(failed, self.step - 1)
 
     def _due(self) -> bool:
         """Whether this step factorises."""
@@ -303,7 +318,7 @@ class Preconditioner:
         if self.tell_trace is not None:
             self.tell_trace(stats.trace)
 
-    def _mark(self, failed: Tensor) -> None:
+    def _mark(self, failed: Tensor, at: int | None = None) -> None:
         """Remember the first failure of each replica, without reading it."""
         hit = failed.any(0)
         if self._failed is None:
@@ -311,7 +326,7 @@ class Preconditioner:
             self._failed = (never, never)
         step, block = self._failed
         fresh = hit & (step < 0)
-        now = torch.full_like(step, self.step)
+        now = torch.full_like(step, self.step if at is None else at)
         self._failed = (torch.where(fresh, now, step), torch.where(fresh, failed.int().argmax(0), block))
 
     def failures(self) -> tuple[Tensor, Tensor] | None:

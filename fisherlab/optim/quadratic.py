@@ -21,6 +21,7 @@ from fisherlab.optim.preconditioner import stride_of
 
 if TYPE_CHECKING:
     from fisherlab.optim.optimizer import FisherOptimizer
+    from fisherlab.optim.preconditioner import Preconditioner
 
 NOISE = 8  # roundings of the products, relative to the determinant, at which the last step adds nothing
 
@@ -83,6 +84,7 @@ class Trial:
         predicted: M(delta), [...].
         kept: The factorisations that made it, to be taken up again where it wins.
         gamma: Of these, [...].
+        failed: Which of their blocks could not be made, bool [..., blocks].
     """
 
     v: Tensor
@@ -90,6 +92,12 @@ class Trial:
     predicted: Tensor
     kept: Any
     gamma: Tensor | None
+    failed: Tensor
+
+    @property
+    def rank(self) -> Tensor:
+        """M(delta); infinite where it has no value, or where a factorisation failed, [...]."""
+        return self.predicted.nan_to_num(math.inf).masked_fill(self.failed.any(-1), math.inf)
 
 
 Products = Callable[[Sequence[Tensor]], Tensor]
@@ -161,6 +169,7 @@ class QuadraticRule:
             M(delta), [...].
 
         Raises:
+            SolveError: If no candidate for gamma could be factorised (CPU, no replica axes).
             UsageError: If the learning rate is not 1.
         """
         lr = optimizer.param_groups[0]["lr"]
@@ -169,11 +178,13 @@ class QuadraticRule:
         best = self._try(optimizer, x, direction, None if self.gamma is None else self.gamma.now)
         pre = optimizer.preconditioner
         assert pre is not None
-        if self.gamma is not None and self.gamma.due(pre.step - 1):
+        if self.gamma is not None and self.searches(pre):
             for gamma in self.gamma.candidates()[1:]:
                 other = self._try(optimizer, x, optimizer.resolve(gamma.square()), gamma)
                 best = _better(other, best)
             pre.structure.load(pre.structure.state() | best.kept)
+            pre.settle(best.failed.movedim(-1, 0))
+            optimizer.look(best.predicted)
             assert best.gamma is not None
             self.gamma.now = best.gamma
         self.last = best.v if self.momentum else None
@@ -185,6 +196,17 @@ class QuadraticRule:
             optimizer.report["gamma"] = best.gamma.expand(best.predicted.shape)
         return best.predicted
 
+    def searches(self, pre: Preconditioner | None) -> bool:
+        """Whether gamma is searched at the step whose direction was just made.
+
+        Args:
+            pre: The optimizer's.
+
+        Returns:
+            Only every 20th step, and only where asked.
+        """
+        return pre is not None and self.gamma is not None and self.gamma.due(pre.step - 1)
+
     def _try(self, optimizer: FisherOptimizer, x: Tensor, direction: Tensor, gamma: Tensor | None) -> Trial:
         rows = x[..., :: self.stride, :]
 
@@ -193,9 +215,12 @@ class QuadraticRule:
             return fisher_products(optimizer.model, optimizer.likelihood, rows, changes, optimizer.passes.chunk)
 
         found = propose(direction, self.last, optimizer.gradients[0], products, optimizer.ridge.to(direction.device))
-        structure = optimizer.preconditioner.structure if optimizer.preconditioner is not None else None
-        kept = {} if structure is None else {k: v for k, v in structure.state().items() if k in ("prepared", "links")}
-        return Trial(*found, kept, gamma)
+        pre, shape = optimizer.preconditioner, found[2].shape
+        assert pre is not None
+        kept = {k: v for k, v in pre.structure.state().items() if k in ("prepared", "links")}
+        # After a resume nothing was factorised yet: what the checkpoint holds had been looked at.
+        failed = torch.zeros(*shape, 1).bool() if pre.refreshed is None else pre.refreshed.movedim(0, -1)
+        return Trial(*found, kept, gamma, failed.to(found[2].device))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs."""
@@ -213,8 +238,8 @@ class QuadraticRule:
 
 
 def _better(one: Trial, other: Trial) -> Trial:
-    """The trial with the lower M, replica by replica; one without a value loses."""
-    wins = one.predicted.nan_to_num(math.inf) < other.predicted.nan_to_num(math.inf)
+    """The trial with the lower M, replica by replica; one without a value, or that could not be factorised, loses."""
+    wins = one.rank < other.rank
     return Trial(*(_choose(wins, getattr(one, f.name), getattr(other, f.name)) for f in fields(Trial)))
 
 

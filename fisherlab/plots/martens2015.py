@@ -16,7 +16,7 @@ from fisherlab.studies.judge import prediction
 from fisherlab.studies.martens2015 import invariance
 from fisherlab.studies.martens2015.gamma import TABLE as GAMMA
 from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
-from fisherlab.studies.martens2015.tables import evaluations, steps
+from fisherlab.studies.martens2015.tables import data_name, evaluations, processor, steps
 
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS
 LOOK: dict[str, dict[str, Any]] = {
@@ -50,7 +50,7 @@ def figures(folder: Path) -> dict[str, Figure]:
     made = [p for p in problems if evaluations(folder, p, TRI, 0) is not None]
     if made:
         batch = settings["fixed_batches"][-1]
-        drawn["figure_10"] = _runs(folder, made, batch, "seconds", "seconds of training")
+        drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds", f"{processor(folder)}, of training")
         drawn["figure_11"] = _runs(folder, made, batch, "step", "iteration")
         drawn["seeds"] = _seeds(folder, first, settings)
     if evaluations(folder, first, TRI, "batch", settings["fixed_batches"][0]) is not None:
@@ -155,8 +155,9 @@ def _runs(folder: Path, problems: list[str], batch: int, x: str, told: str) -> F
             axis.set(yscale="log", xlabel=told)
         tri = evaluations(folder, problem, TRI, 0)
         assert tri is not None
-        left.set(xscale="log", ylabel=ERROR, title=problem)
-        right.set(xlim=(0, 1.05 * tri[x].iloc[-1]), title=f"{problem}, as far as K-FAC goes")
+        name = data_name(folder, problem)
+        left.set(xscale="log", ylabel=ERROR, title=name)
+        right.set(xlim=(0, 1.05 * tri[x].iloc[-1]), title=f"{name}, as far as K-FAC goes")
     legend(figure, list(axes.flat))
     return figure
 
@@ -188,17 +189,33 @@ def _seeds(folder: Path, problem: str, settings: dict[str, Any]) -> Figure:
 
 
 def _batches(folder: Path, problem: str, sizes: list[int]) -> Figure:
-    """Figure 9: error against iterations and against cases, for batches of several sizes."""
-    figure = Figure(figsize=(10.5, 4), layout="constrained")
-    axes = list(figure.subplots(1, 2, sharey=True))
-    for axis, (x, told) in zip(axes, (("step", "iteration"), ("examples", "cases processed")), strict=True):
+    """Figure 9: error against iterations and against cases, for batches of several sizes; zoomed below."""
+    figure = Figure(figsize=(10.5, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for column, (x, told) in enumerate((("step", "iteration"), ("examples", "cases processed"))):
+        found: list[Any] = []
         for method in (BASELINE, NO_MOMENTUM, TRI):
             for i, size in enumerate(sizes):
                 run = evaluations(folder, problem, method, "batch", size)
                 share = 1 - 0.6 * (len(sizes) - 1 - i) / max(1, len(sizes) - 1)
-                _curve(axis, run, x, method, alpha=share, label=f"{method}, m = {size}")
-        axis.set(yscale="log", xlabel=told)
-    axes[0].set_ylabel(ERROR)
-    figure.suptitle(f"{problem}: darker is the larger batch m", **SMALL)
-    legend(figure, axes)
+                found += [] if run is None else [run]
+                for axis in axes[:, column]:
+                    _curve(axis, run, x, method, alpha=share, label=f"{method}, m = {size}")
+        # The later half of the iterations, and the cases that all sizes process.
+        least = min(float(run[x].iloc[-1]) for run in found)
+        _zoom(axes[1, column], found, x, (0.5 * least if x == "step" else 0.1 * least, least))
+        axes[0, column].set(yscale="log", xlabel=told)
+        axes[1, column].set_xlabel(f"{told} (zoomed)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(ERROR)
+    figure.suptitle(f"{data_name(folder, problem)}: darker is the larger batch m", **SMALL)
+    legend(figure, list(axes.flat))
     return figure
+
+
+def _zoom(axis: Axes, runs: list[Any], x: str, limits: tuple[float, float]) -> None:
+    """Show a range of an axis, as high as the runs' errors in it."""
+    inside = pd.concat([run.loc[run[x].between(*limits), "error"] for run in runs])
+    axis.set(yscale="log", xlim=limits)
+    if len(inside):
+        axis.set_ylim(0.9 * inside.min(), 1.1 * inside.max())

@@ -104,6 +104,25 @@ class Effect:
         return f"SD {sd:.3g}{apart}, 95 % t interval [{low:.3g}, {high:.3g}], against {self.bound:.3g}"
 
 
+def between(effect: Effect, least: float, most: float) -> str:
+    """Judge a mean that is claimed to lie between two bounds.
+
+    Args:
+        effect: One value per seed.
+        least: The lower bound.
+        most: The upper one.
+
+    Returns:
+        By where the interval lies: within them, beside them, or neither; inconclusive below 10 seeds.
+    """
+    low, high = effect.interval
+    if len(effect.values) < LEAST or not (math.isfinite(low) and math.isfinite(high)):
+        return "inconclusive"
+    if least <= low and high <= most:
+        return "reproduced"
+    return "contradicted" if high < least or low > most else "inconclusive"
+
+
 def verdicts(family: Sequence[Effect]) -> list[str]:
     """Judge a family of effects: interval beyond the bound, and Holm's correction of the p values.
 

@@ -6,7 +6,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,14 @@ class Part:
         tables: File names that it leaves.
         make: Makes them; is given the progress bar.
         needs: Tables of other parts that it reads.
+        settings: The scale's settings that it depends on, which hold once it is made; None for all.
     """
 
     name: str
     tables: tuple[str, ...]
     make: Callable[[tqdm[Any]], Tables]
     needs: tuple[str, ...] = ()
+    settings: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,22 +114,27 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
     """
     study = load(name)
     parts = study.parts(settings, folder)  # what is wrong with the settings is said before anything is written
-    begin(folder, settings, facts)
+    begin(folder, settings, facts, parts)
+
+    def note(part: Part, took: Mapping[str, float], done: bool) -> dict[str, Any]:
+        with alone(folder):
+            record = begin(folder, settings, facts, parts) | {"planned": [part.name for part in parts]}
+            noted = _noted(record, part.name, took, facts if done else None)
+            write_json(folder / RECORD, record)
+        return noted
 
     def make(part: Part) -> None:
-        began, used = time.perf_counter(), time.process_time()
-        with tqdm(desc=part.name, disable=not show_bar, dynamic_ncols=True) as bar:
-            found = part.make(bar)
-        for table in part.tables:
-            write_table(folder / table, found[table])
-        # Elapsed time counts what else the machine did meanwhile; processor time does not.
-        took = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - used}
-        took = {key: round(seconds, 1) for key, seconds in took.items()}
-        note = took | {key: facts.get(key) for key in ("commit", "threads")}
-        with alone(folder):
-            record = begin(folder, settings, facts) | {"planned": [part.name for part in parts]}
-            record["parts"][part.name] = note
-            write_json(folder / RECORD, record)
+        note(part, {}, done=False)
+        began = _now()
+        try:
+            with tqdm(desc=part.name, disable=not show_bar, dynamic_ncols=True) as bar:
+                found = part.make(bar)
+            for table in part.tables:
+                write_table(folder / table, found[table])
+        except BaseException:  # also where it was asked to stop: it is gone on with, and this time counts then
+            note(part, _since(began), done=False)
+            raise
+        took = note(part, _since(began), done=True)
         print(f"{part.name}: {took['seconds']} s", flush=True)
         if getattr(study, "PIECEWISE", False) and took["seconds"] > 60:
             try:
@@ -137,6 +144,32 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
 
     share(parts, folder, make, lambda: json.loads((folder / RECORD).read_text())["parts"])
     conclude(name, folder)
+
+
+def _now() -> dict[str, float]:
+    """Elapsed time, which counts what else the machine does meanwhile, and processor time, which does not."""
+    return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
+
+
+def _since(began: Mapping[str, float]) -> dict[str, float]:
+    return {key: now - began[key] for key, now in _now().items()}
+
+
+def _noted(
+    record: dict[str, Any], name: str, took: Mapping[str, float], facts: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Note in a study's record what a session spent on a part, beside what earlier ones did; facts where it is done."""
+    open_parts = record.setdefault("unfinished", {})
+    before = open_parts.pop(name, {})
+    noted: dict[str, Any] = {key: round(before.get(key, 0) + took.get(key, 0), 1) for key in ("seconds", "cpu_seconds")}
+    if facts is None:
+        open_parts[name] = noted
+    else:
+        noted |= {key: facts.get(key) for key in ("commit", "threads")}
+        record["parts"][name] = noted
+    if not open_parts:
+        del record["unfinished"]
+    return noted
 
 
 def conclude(name: str, folder: Path) -> None:
@@ -154,13 +187,16 @@ def conclude(name: str, folder: Path) -> None:
         draw(name, folder)
 
 
-def begin(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def begin(
+    folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any], parts: Sequence[Part] = ()
+) -> dict[str, Any]:
     """Begin a study in a folder, or go on with it.
 
     Args:
         folder: Its folder.
         settings: Its scale's.
         facts: What it runs on.
+        parts: Which of the settings they depend on; one that is not among them depends on all.
 
     Returns:
         What `study.json` holds: the settings, the facts, and by part the seconds it took and its commit.
@@ -175,8 +211,12 @@ def begin(folder: Path, settings: Mapping[str, Any], facts: Mapping[str, Any]) -
         write_json(path, record)
         return record
     found: dict[str, Any] = json.loads(path.read_text())
+    known = {part.name: part.settings for part in parts}
+    made = [known.get(name) for name in (*found["parts"], *found.get("unfinished", {}))] or [None]
     for key, value in settings.items():
-        if key in found["settings"] and not _goes_on(found["settings"][key], value):
+        # A setting that no part depends on which is made, or begun, may still change.
+        held = any(own is None or key in own for own in made)
+        if held and key in found["settings"] and not _goes_on(found["settings"][key], value):
             raise UsageError(
                 f"'{folder}' was made with {key}={found['settings'].get(key)}, not {value}: "
                 "remove it, or choose another with results=PATH"

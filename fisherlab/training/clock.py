@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 class Clock:
-    """Wall time by phase, divided by the runs that share it; CUDA is synchronised where one phase ends.
+    """Time by phase, divided by the runs that share it; CUDA is synchronised where one phase ends.
+
+    Wall time counts what else the machine does meanwhile; processor time, of all threads of this process, does not.
 
     Args:
         device: Where the work runs.
@@ -21,7 +24,8 @@ class Clock:
         self.device = device
         self.sharers = sharers
         self.seconds = {"training": 0.0, "evaluation": 0.0, "recording": 0.0}
-        self._phase, self._since = "recording", time.perf_counter()
+        self.cpu_seconds = dict(self.seconds)
+        self._phase, self._since = "recording", _now()
 
     def enter(self, phase: str) -> str:
         """Begin a phase.
@@ -34,8 +38,9 @@ class Clock:
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now, before = time.perf_counter(), self._phase
-        self.seconds[before] += (now - self._since) / self.sharers
+        now, before = _now(), self._phase
+        for spent, then, until in zip((self.seconds, self.cpu_seconds), self._since, now, strict=True):
+            spent[before] += (until - then) / self.sharers
         self._phase, self._since = phase, now
         return before
 
@@ -63,3 +68,24 @@ class Clock:
             yield
         finally:
             self.enter(before)
+
+    def state(self) -> dict[str, dict[str, float]]:
+        """What a checkpoint needs.
+
+        Returns:
+            Seconds by phase.
+        """
+        return {"seconds": dict(self.seconds), "cpu_seconds": dict(self.cpu_seconds)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: Holds what `state` returned; one from before processor time was kept has none.
+        """
+        self.seconds.update(state["seconds"])
+        self.cpu_seconds.update(state.get("cpu_seconds", {}))
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()

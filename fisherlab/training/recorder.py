@@ -14,9 +14,10 @@ from torch import Tensor
 from fisherlab.files import write_json
 from fisherlab.training.tables import Table, Value, cell
 
-METRICS = ["step", "epoch", "examples", "seconds"]
-METRICS += [f"{split}_{quantity}" for split in ("train", "valid", "test") for quantity in ("loss", "error")]
-METRICS += ["objective", "average_error"]
+QUANTITIES = [f"{split}_{quantity}" for split in ("train", "valid", "test") for quantity in ("loss", "error")]
+QUANTITIES += ["objective", "average_error"]
+METRICS = ["step", "epoch", "examples", "seconds", *QUANTITIES, "cpu_seconds"]
+CLOCKS = ("seconds", "cpu_seconds")  # all that differs between equal runs
 STEPS = ["step", "loss", "grad_norm", "update_norm", "lr", "damping"]
 HISTOGRAM = ["step", "layer", "bin_left", "bin_right", "count"]
 # Half-decades of squared gradient entries; the first bin also takes what is smaller (and zero), the last what is more.
@@ -141,9 +142,9 @@ class Recorder:
         Args:
             row: Values by column; missing columns stay empty.
         """
-        self.metrics.append([[row.get(c) for c in METRICS]])
-        self.last = {k: v for k, v in row.items() if k != "seconds"}
-        for column in METRICS[4:]:
+        self.metrics.append([[row.get(c) for c in self.metrics.columns]])
+        self.last = {k: v for k, v in row.items() if k not in CLOCKS}
+        for column in QUANTITIES:
             value = row.get(column)
             if (
                 isinstance(value, float)
@@ -196,4 +197,5 @@ class Recorder:
         # A table that lacks something is told before any is cut.
         for table, length in sorted(lengths, key=lambda pair: pair[0].length() >= pair[1]):
             table.cut(length)
+        self.metrics.columns = self.metrics.header() or METRICS  # fewer where an older version began
         self.best, self.last = state["best"], state["last"]

@@ -87,6 +87,17 @@ class Table:
         """
         return self.path.stat().st_size if self.path.exists() else 0
 
+    def header(self) -> list[str]:
+        """The columns that the file has.
+
+        Returns:
+            Their names; none where there is no file yet.
+        """
+        if not self.length():
+            return []
+        with self.path.open() as file:
+            return file.readline().rstrip("\n").split(",")
+
     def cut(self, length: int) -> None:
         """Cut back to what a checkpoint knows.
 

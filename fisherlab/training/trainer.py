@@ -208,6 +208,7 @@ class Trainer:
         batches, examples = self.experiment.batches, len(self.experiment.dataset.splits["train"])
         row: dict[str, Any] = {"step": self.step, "epoch": batches.examples / examples, "examples": batches.examples}
         row["seconds"] = round(self.clock.seconds["training"], 4)
+        row["cpu_seconds"] = round(self.clock.cpu_seconds["training"], 4)
         for lane, values in zip(self.lanes, found, strict=True):
             if not lane.live:
                 continue
@@ -261,7 +262,7 @@ class Trainer:
         cuda = self.experiment.device.type == "cuda"
         return {
             "step": self.step,
-            "seconds": dict(self.clock.seconds),
+            **self.clock.state(),
             "lanes": [lane.state() for lane in self.lanes],
             "model": self.experiment.model.state_dict(),
             "optimizer": self.experiment.optimizer.state_dict(),
@@ -308,7 +309,7 @@ class Trainer:
             state: As `state` returned it.
         """
         self.step = state["step"]
-        self.clock.seconds.update(state["seconds"])
+        self.clock.load(state)
         self.experiment.model.load_state_dict(state["model"])
         self.experiment.optimizer.load_state_dict(state["optimizer"])
         self.experiment.batches.load(state["batches"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fisherlab.errors import UsageError
+from fisherlab.errors import SolveError, UsageError
 from fisherlab.models import mlp, stack_replicas
 from fisherlab.optim import KFACMartens
 from fisherlab.optim.quadratic import GammaSearch, minimiser
@@ -112,6 +112,88 @@ def test_the_best_gamma_wins_and_its_inverse_is_kept():
     for kept, now in zip(best.kept["prepared"], optimizer.preconditioner.structure.state()["prepared"], strict=True):
         for a, b in zip(kept, now, strict=True):
             assert_same_bits(a, b)
+
+
+def failing(optimizer, *calls):
+    """Let some of the next factorisations fail: of three at the step of a search, the present gamma's is number 0."""
+    structure, own, count = optimizer.preconditioner.structure, optimizer.preconditioner.structure.refresh, [0]
+
+    def refresh(damping, solves=1):
+        failed = own(damping, solves)
+        if count[0] in calls:
+            failed[1] = True
+        count[0] += 1
+        return failed
+
+    structure.refresh = refresh
+
+
+def at_the_search(*calls, trials=None):
+    """Twenty steps; at the last, which searches gamma, these factorisations fail."""
+    model, (x, y) = model_of("dense"), batch_of("categorical")
+    optimizer = KFACMartens(model, "categorical", **SMALL)
+    for _ in range(19):
+        optimizer.step(x, y)
+    failing(optimizer, *calls)
+    own = optimizer.quadratic._try
+    optimizer.quadratic._try = lambda *args: (trials.append(own(*args)), trials[-1])[1]
+    optimizer.step(x, y)
+    return optimizer
+
+
+@pytest.mark.parametrize("calls", [(), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
+def test_a_gamma_that_cannot_be_factorised_loses_and_costs_nothing(calls):
+    trials = []
+    optimizer = at_the_search(*calls, trials=trials)
+    left = [t for i, t in enumerate(trials) if i not in calls]
+    best = min(left, key=lambda t: float(t.predicted))
+    assert len(trials) == 3
+    assert optimizer.report["gamma"] == best.gamma == optimizer.quadratic.gamma.now
+    assert_same_bits(optimizer.quadratic.last, best.v)
+    assert not optimizer.failures()
+    assert not optimizer.preconditioner.refreshed.any()
+
+
+def test_where_no_gamma_can_be_factorised_the_error_is_of_that_step(monkeypatch):
+    before = []
+    monkeypatch.setattr(
+        KFACMartens, "look", lambda self, t, own=KFACMartens.look: (before.append(theta(self.model)), own(self, t))
+    )
+    with pytest.raises(SolveError, match="could not be factorised at step 19") as error:
+        at_the_search(0, 1, 2, trials=[])
+    assert error.value.step == 19
+    assert len(before) == 20  # once a step, the last time after the search
+
+
+def test_a_failure_between_searches_counts_as_ever():
+    model, (x, y) = model_of("dense"), batch_of("categorical")
+    optimizer = KFACMartens(model, "categorical", **SMALL)
+    failing(optimizer, 2)
+    optimizer.step(x, y)
+    optimizer.step(x, y)
+    with pytest.raises(SolveError, match="could not be factorised at step 2"):
+        optimizer.step(x, y)
+
+
+def test_in_a_group_only_the_winner_s_failure_is_marked():
+    models = [mlp(4, 3, hidden=(5,), activation="tanh", generator=generator(0, "init")) for _ in range(2)]
+    optimizer = KFACMartens(stack_replicas(models, (1, 2)), "categorical", seed=[0], **SMALL)
+    x, y = torch.randn(1, 1, 16, 4, generator=generator(0, "x")), torch.randint(3, (1, 1, 16))
+    for _ in range(19):
+        optimizer.step(x, y)
+    own, count = optimizer.preconditioner.structure.refresh, [0]
+
+    def refresh(damping, solves=1):
+        failed = own(damping, solves)
+        failed[1, 0, 0] |= count[0] == 1  # the second candidate of the first run
+        failed[0, 0, 1] = True  # all three of the second run
+        count[0] += 1
+        return failed
+
+    optimizer.preconditioner.structure.refresh = refresh
+    optimizer.step(x, y)
+    assert count[0] == 3
+    assert {at: e.step for at, e in optimizer.failures().items()} == {(0, 1): 19}
 
 
 def test_each_replica_is_as_alone():

@@ -26,21 +26,41 @@ def folder(tmp_path, tables, scale="paper"):
     return home
 
 
-def verdict(home, begins):
-    """The verdict of the one claim that begins so; None where there is none."""
+def claim(home, begins, setting=""):
+    """The one claim that begins so, and whose setting has these words; None where there is none."""
     found = claims(home)
     assert len({(c.claim, c.setting) for c in found}) == len(found)
-    own = [c.verdict for c in found if c.claim.startswith(begins)]
+    own = [c for c in found if c.claim.startswith(begins) and setting in c.setting]
     assert len(own) <= 1
     return own[0] if own else None
 
 
+def verdict(home, begins, setting=""):
+    """Its verdict; None where there is no such claim."""
+    found = claim(home, begins, setting)
+    return found and found.verdict
+
+
 def run(rate, last=500, seconds=1.0, cases=1000, start=200.0, test=1.0):
-    """A run whose error falls exponentially by step; seconds and cases of a step."""
+    """A run whose error falls exponentially by step; processor seconds and cases of a step, on a busy machine."""
     steps = np.arange(0, last + 1, 10)
     errors = start * np.exp(-rate * steps)
-    columns = {"step": steps, "examples": cases * steps, "seconds": seconds * steps}
-    return pd.DataFrame(columns | {"train_error": errors, "test_error": test * errors})
+    columns = {"step": steps, "examples": cases * steps, "seconds": 40 * steps**0.5}
+    errors = {"train_error": errors, "test_error": test * errors}
+    return pd.DataFrame(columns | errors | {"cpu_seconds": seconds * steps})
+
+
+def took(*names, problem="mnist", **changed):
+    """What a run took, by file name."""
+    usual = {
+        "product_rate": 50.0,
+        "threads": 1,
+        "peak_gib": 2.0,
+        "data": problem,
+        "status": "finished",
+        "last_step": 500,
+    }
+    return {f"took_{label(problem, *names)}.csv": pd.DataFrame([usual | changed])}
 
 
 def named(method, *more, problem="mnist"):

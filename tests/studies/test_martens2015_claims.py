@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from fisherlab.studies.martens2015 import claims
+from fisherlab.studies.martens2015.problems import METHODS
 from fisherlab.studies.martens2015.run_verdicts import BASELINE, DIAGONAL, NO_MOMENTUM, TRI
-from tests.studies.martens2015_tables import NOISE, folder, named, paired, rate_to, run, verdict
+from tests.studies.martens2015_tables import NOISE, claim, folder, named, paired, rate_to, run, took, verdict
 
 
 @pytest.mark.parametrize(
@@ -50,87 +53,166 @@ def test_which_inverse_is_ahead(tmp_path, tables, expected):
 
 
 @pytest.mark.parametrize(
-    ("fewer", "expected"), [(0.25, "reproduced"), (0.05, "contradicted"), (0.5, "contradicted"), (-0.2, "contradicted")]
+    ("train", "n", "expected"), [(23.58, 5, "reproduced"), (23.58 * 2, 5, "contradicted"), (23.58, 4, "inconclusive")]
 )
-def test_how_many_iterations_fewer(tmp_path, fewer, expected):
+def test_five_runs_are_enough_to_agree_with_the_authors(tmp_path, train, n, expected):
+    found = {named(TRI, s): run(rate_to(train * math.exp(e), 100)) for s, e in enumerate(NOISE[:n])}
+    assert verdict(folder(tmp_path, found), "training error at iteration 100") == expected
+
+
+@pytest.mark.parametrize(
+    ("last", "n", "expected"),
+    [
+        (0.987, 5, "reproduced"),
+        (0.987, 3, "inconclusive"),
+        (0.987 * 2, 3, "contradicted"),
+        (0.987 / 2, 5, "contradicted"),
+    ],
+)
+def test_the_authors_last_error_too(tmp_path, last, n, expected):
+    found = {named(TRI, s): run(rate_to(last * math.exp(e), 500), test=4.21 / 0.987) for s, e in enumerate(NOISE[:n])}
+    home = folder(tmp_path, found)
+    one = claim(home, "training error at iteration 500")
+    assert one.verdict == expected
+    mean = last * math.exp(NOISE[:n].mean())
+    assert f"{mean / 0.987:.3f} times the log's" in one.measured
+    assert f"here {rate_to(last, 500):.1%} of error" in one.uncertainty  # what one update is
+    assert verdict(home, "test error at iteration 500") == expected
+
+
+FEWER = "block-tridiagonal K-FAC's rate of progress"
+ALL, RECENT = "at iteration 0 to that at 100", "at iteration 40 to that at 100"
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.25, "reproduced"), (0.05, "contradicted"), (0.5, "contradicted"), (-0.2, "contradicted")]
+)
+def test_how_many_iterations_fewer(tmp_path, share, expected):
     tables = {}
     for seed, noise in enumerate(NOISE):
         slow = rate_to(30.0, 100) * math.exp(0.1 * noise)
-        tables |= {named(TRI, seed): run(slow / (1 - fewer)), named(DIAGONAL, seed): run(slow, last=100)}
+        tables |= {named(TRI, seed): run(slow / (1 - share)), named(DIAGONAL, seed): run(slow, last=100)}
     home = folder(tmp_path, tables)
-    assert verdict(home, "block-tridiagonal K-FAC's rate of progress") == expected
+    assert verdict(home, FEWER, ALL) == verdict(home, FEWER, RECENT) == expected
     (home / named(TRI, 9)).unlink()
-    assert verdict(home, "block-tridiagonal K-FAC's rate of progress") == "inconclusive"
+    assert verdict(home, FEWER, ALL) == verdict(home, FEWER, RECENT) == "inconclusive"
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(1.6, "reproduced"), (1.2, "contradicted"), (2.2, "contradicted")])
-def test_better_per_second_but_moderately(tmp_path, seconds, expected):
-    # Half the iterations: 0.8, 0.6, 1.1 of the seconds.
-    tables = {named(TRI, 0): run(0.02, seconds=seconds), named(DIAGONAL, 0): run(0.01)}
-    assert verdict(folder(tmp_path, tables), "block-tridiagonal K-FAC is only moderately") == expected
+def test_a_common_start_does_not_hide_what_comes_later(tmp_path):
+    tables = {}
+    for seed, noise in enumerate(NOISE):
+        slow = rate_to(30.0, 100) * math.exp(0.1 * noise)
+        tri, steps = run(slow, last=100), np.arange(0, 101, 10)
+        # Alike to iteration 40, then a third faster.
+        tri["train_error"] = 200 * np.exp(-slow * np.where(steps < 40, steps, 40 + (steps - 40) / 0.75))
+        tables |= {named(TRI, seed): tri, named(DIAGONAL, seed): run(slow, last=100)}
+    home = folder(tmp_path, tables)
+    assert verdict(home, FEWER, RECENT) == "reproduced"
+    assert verdict(home, FEWER, ALL) == "contradicted"  # 0.15
+
+
+def test_later_ranges_are_told_of_the_pair_that_goes_so_far(tmp_path):
+    tables = {named(TRI, 0): run(0.01 / 0.75), named(DIAGONAL, 0): run(0.01)}
+    home = folder(tmp_path, tables)
+    for words in (ALL, RECENT, "at iteration 100 to that at 300", "at iteration 300 to that at 500"):
+        one = claim(home, FEWER, words)
+        assert (one.verdict, one.n) == ("inconclusive", 1)
+        assert float(one.measured.split()[0]) == pytest.approx(0.25, abs=2e-3)
+
+
+def pairs(ratio, n=10):
+    """Half the iterations, and so much of the processor seconds."""
+    found = {}
+    for seed, noise in enumerate(NOISE[:n]):
+        found[named(TRI, seed)] = run(0.02, last=100, seconds=2 * ratio * math.exp(noise))
+        found[named(DIAGONAL, seed)] = run(0.01, last=100)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("kfac", "scale", "expected"),
+    ("tables", "expected"),
     [
-        (0.1, "paper", "reproduced"),
-        (0.1, "quick", "reproduced"),
-        (0.02, "paper", "inconclusive"),
-        (0.006, "paper", "contradicted"),
-        (0.006, "quick", "inconclusive"),
-        (0.0001, "paper", "contradicted"),  # never as low
+        (pairs(0.8), "reproduced"),
+        (pairs(0.6), "contradicted"),
+        (pairs(1.1), "contradicted"),
+        (pairs(1.0), "inconclusive"),
+        (pairs(0.8, 9), "inconclusive"),
     ],
 )
-def test_orders_of_magnitude_fewer_iterations(tmp_path, kfac, scale, expected):
+def test_better_per_processor_second_but_moderately(tmp_path, tables, expected):
+    one = claim(folder(tmp_path, tables), "block-tridiagonal K-FAC is only moderately")
+    assert one.verdict == expected
+    assert "processor seconds at one thread" in one.measured
+
+
+def test_an_inverse_that_never_gets_as_far_is_slower(tmp_path):
+    tables = {named(TRI, s): run(0.01 + 1e-5 * s, last=100) for s in range(10)}
+    tables |= {named(DIAGONAL, s): run(0.02, last=100) for s in range(10)}
+    for table in list(tables)[:10]:
+        tables[table]["cpu_seconds"] *= 1.2
+    assert verdict(folder(tmp_path, tables), "block-tridiagonal K-FAC is only moderately") == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("kfac", "says"),
+    [
+        (0.1, "in 101 against 14400 iterations, 143 times fewer"),
+        (0.02, "in 504 against 14400 iterations, 29 times fewer"),
+        (0.0001, "never to its least error"),
+    ],
+)
+def test_one_run_each_tells_how_many_iterations_fewer(tmp_path, kfac, says):
     baseline = run(0.0007, last=14400)
     tables = {named(TRI, 0): run(kfac, last=2000), named(BASELINE, 0): baseline}
-    home = folder(tmp_path, tables, scale)
-    assert verdict(home, "K-FAC with momentum takes orders") == expected
+    one = claim(folder(tmp_path, tables), "K-FAC with momentum takes orders")
+    assert (one.verdict, one.n) == ("inconclusive", 1)  # ten seeds would decide
+    assert says in one.measured
+    for k in (100, 500):
+        assert f"{math.exp((kfac - 0.0007) * k):.3g} times its error at iteration {k}" in one.measured
 
 
-@pytest.mark.parametrize(
-    ("seconds", "scale", "expected"),
-    [
-        (10.0, "paper", "reproduced"),
-        (0.6, "paper", "reproduced"),
-        (0.4, "paper", "contradicted"),
-        (0.4, "quick", "inconclusive"),
-    ],
-)
-def test_without_momentum_it_is_not_faster(tmp_path, seconds, scale, expected):
+@pytest.mark.parametrize(("seconds", "told"), [(10.0, "10.00 times its time"), (0.4, "0.40 times its time")])
+def test_one_run_each_tells_what_momentum_is_worth(tmp_path, seconds, told):
     # To the same error in as many steps, of one second and of so many.
     tables = {
         named(NO_MOMENTUM, "batch", 6000): run(0.01, last=300, seconds=seconds),
         named(BASELINE, 0): run(0.01, last=1000),
     }
-    assert verdict(folder(tmp_path, tables, scale), "without momentum K-FAC is not") == expected
+    one = claim(folder(tmp_path, tables), "without momentum K-FAC is not")
+    assert (one.verdict, one.n) == ("inconclusive", 1)
+    assert told in one.measured
 
 
-@pytest.mark.parametrize(
-    ("method", "power", "expected"),
-    [
-        (TRI, -0.5, "reproduced"),
-        (TRI, 0.0, "contradicted"),
-        (TRI, 0.5, "contradicted"),
-        (NO_MOMENTUM, 0.1, "reproduced"),
-        (NO_MOMENTUM, -0.5, "contradicted"),
-        (NO_MOMENTUM, 1.0, "contradicted"),
-        (BASELINE, 1.0, "reproduced"),
-        (BASELINE, 0.3, "contradicted"),
-        (BASELINE, 1.6, "contradicted"),
-    ],
-)
-def test_cases_that_are_needed_by_the_batch(tmp_path, method, power, expected):
+@pytest.mark.parametrize(("lr", "bound"), [(0.05, True), (0.01, False), (0.0001, True)])
+def test_a_baseline_tells_its_grid(tmp_path, lr, bound):
+    rows = [
+        {"lr": r, "momentum": m, "same_as": 0.999, "step": 1000} for r in (0.05, 0.01, 0.0001) for m in (0.999, 0.9)
+    ]
+    grid = pd.DataFrame(rows)
+    grid["train_error"] = [30.0 if r == lr else 30.0 + r for r in grid["lr"]]
+    tables = {named(TRI, 0): run(0.01), named(BASELINE, 0): run(0.001), "grid_mnist.csv": grid}
+    tables |= took(BASELINE, 0, lr=lr, momentum=0.999)
+    setting = claim(folder(tmp_path, tables), "K-FAC with momentum takes orders").setting
+    assert f"lr {lr:g}, mu_max 0.999 (30 after 1000 updates of the grid, next lr " in setting
+    assert ("on the grid's bound" in setting) == bound
+    assert "baseline without L2" in setting
+    assert "eta 1e-5, tau2 1" in setting
+    assert "without replacement within an epoch" in setting
+
+
+@pytest.mark.parametrize("method", [TRI, NO_MOMENTUM, BASELINE])
+@pytest.mark.parametrize("power", [-0.5, 0.1, 1.0])
+def test_cases_that_are_needed_by_the_batch(tmp_path, method, power):
     # Cases to an error grow with the batch to the power: so the rate per step is m^(1 - power).
     tables = {
         named(method, "batch", m): run(0.01 * (m / 4000) ** (1 - power), last=300, cases=m) for m in (2000, 4000, 6000)
     }
     home = folder(tmp_path, tables)
-    assert verdict(home, f"{method}: progress") == expected
-    told = next(c.measured for c in claims(home) if c.claim.startswith(f"{method}: "))
-    assert float(told.split()[-1]) == pytest.approx(power, abs=0.006)
+    one = claim(home, f"{method}: progress")
+    assert (one.verdict, one.n) == ("inconclusive", 1)
+    assert float(one.measured.split()[-1]) == pytest.approx(power, abs=0.006)
     (home / named(method, "batch", 4000)).unlink()
-    assert verdict(home, f"{method}: progress") is None
+    assert claim(home, f"{method}: progress") is None
 
 
 def flat(last=300):
@@ -157,7 +239,7 @@ def test_seeds_that_disagree_reproduce_no_rate(tmp_path):
     for seed in range(10):
         slow = rate_to(30.0, 100)
         tables |= {named(TRI, seed): run(slow * (4 if seed % 2 else 0.8)), named(DIAGONAL, seed): run(slow, last=100)}
-    assert verdict(folder(tmp_path, tables), "block-tridiagonal K-FAC's rate of progress") == "inconclusive"
+    assert verdict(folder(tmp_path, tables), FEWER, ALL) == "inconclusive"
 
 
 def test_more_iterations_are_a_claim_too(tmp_path):
@@ -165,21 +247,86 @@ def test_more_iterations_are_a_claim_too(tmp_path):
     tables |= {named(DIAGONAL, seed): run(0.019, last=100) for seed in range(10)}
     home = folder(tmp_path, tables)
     assert verdict(home, "block-tridiagonal K-FAC is ahead") == "contradicted"
-    assert verdict(home, "block-tridiagonal K-FAC's rate of progress") == "contradicted"
+    assert verdict(home, FEWER, ALL) == "contradicted"
 
 
-def test_a_baseline_that_never_gets_as_far_is_slower(tmp_path):
+def test_a_baseline_that_never_gets_as_far_is_told(tmp_path):
     tables = {named(NO_MOMENTUM, "batch", 6000): run(0.01, last=300), named(BASELINE, 0): run(0.001, last=1000)}
-    assert verdict(folder(tmp_path, tables), "without momentum K-FAC is not") == "contradicted"
-
-
-def test_an_inverse_that_never_gets_as_far_is_slower(tmp_path):
-    tables = {named(TRI, 0): run(0.01), named(DIAGONAL, 0): run(0.02)}
-    assert verdict(folder(tmp_path, tables), "block-tridiagonal K-FAC is only moderately") == "contradicted"
+    assert "never as low" in claim(folder(tmp_path, tables), "without momentum K-FAC is not").measured
 
 
 def test_updates_after_the_baseline_s_least_error_do_not_count(tmp_path):
     baseline = run(0.01, last=14400)
     baseline.loc[baseline["step"] > 500, "train_error"] = 150.0
-    tables = {named(TRI, 0): run(0.1), named(BASELINE, 0): baseline}  # 50 against 500 iterations
-    assert verdict(folder(tmp_path, tables), "K-FAC with momentum takes orders") == "inconclusive"
+    tables = {named(TRI, 0): run(0.1), named(BASELINE, 0): baseline}
+    assert (
+        "in 50 against 500 iterations, 10 times fewer"
+        in claim(folder(tmp_path, tables), "K-FAC with momentum").measured
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "scale", "expected"),
+    [
+        (2.9, "paper", ("reproduced", "reproduced")),
+        (3.1, "paper", ("contradicted", "reproduced")),
+        (9.1, "paper", ("contradicted", "contradicted")),
+        (9.1, "quick", ("inconclusive", "inconclusive")),
+    ],
+)
+def test_time_bars_are_processor_minutes_of_the_slowest(tmp_path, seconds, scale, expected):
+    home = folder(tmp_path, {named(TRI, 0): run(0.01), named(TRI, 1): run(0.01, seconds=seconds)}, scale)
+    found = [claim(home, f"iteration {k} within {m} minutes of computing") for k, m in ((300, 15), (500, 75))]
+    assert tuple(one.verdict for one in found) == expected
+    assert found[0].measured.startswith(f"{300 * seconds / 60:.1f} processor minutes")
+
+
+@pytest.mark.parametrize(
+    ("rate", "peak", "expected"),
+    [
+        (50.0, 7.9, ("reproduced", "reproduced")),
+        (60.0, 8.1, ("contradicted", "contradicted")),
+    ],
+)
+def test_bars_of_rate_and_memory(tmp_path, rate, peak, expected):
+    # 1000 cases and one second a step: 25 giga-operations per second.
+    counted = pd.DataFrame({"method": list(METHODS), "per_case": 0.02, "per_case_in_chunks": 9.0, "per_step": 5.0})
+    tables = {named(TRI, 0): run(0.01), named(BASELINE, 0): run(0.01), "operations_mnist.csv": counted}
+    tables |= took(TRI, 0, product_rate=rate) | took(BASELINE, 0, peak_gib=peak, product_rate=1e9)
+    home = folder(tmp_path, tables)
+    begins = ("at least half of the measured rate", "memory below 8 GiB")
+    assert tuple(verdict(home, b) for b in begins) == expected
+    assert f"{25 / rate:.3f}" in claim(home, begins[0]).measured
+
+
+def test_a_run_that_failed_is_an_outcome_and_told(tmp_path):
+    tables = paired(1.2) | took(TRI, 0) | took(DIAGONAL, 0)
+    home = folder(tmp_path, tables)
+    begins = "every run comes to its end"
+    assert verdict(home, begins) == "reproduced"
+    assert verdict(home, "block-tridiagonal K-FAC is ahead") == "reproduced"
+    why = "the damped matrix could not be factorised"
+    for name, table in took(DIAGONAL, 0, status="failed", last_step=57, message=why).items():
+        table.to_csv(home / name, index=False)
+    tables[named(DIAGONAL, 0)].loc[lambda t: t["step"] <= 50].to_csv(home / named(DIAGONAL, 0), index=False)
+    assert verdict(home, begins) == "contradicted"
+    assert f"1 of 2; {DIAGONAL} growing seed 0: {why}" in claim(home, begins).measured
+    assert verdict(home, "block-tridiagonal K-FAC is ahead") == "inconclusive"  # nine pairs are left
+    assert f"; {DIAGONAL} 0 failed at step 57" in claim(home, "block-tridiagonal K-FAC is ahead").setting
+
+
+def test_a_baseline_without_any_setting_is_an_outcome(tmp_path):
+    empty = pd.DataFrame(columns=["step", "error", "train_error"])
+    tables = {named(TRI, 0): run(0.01), named(BASELINE, 0): empty} | took(TRI, 0)
+    tables |= took(BASELINE, 0, status="diverged", last_step=math.nan, message="every setting of the grid diverged")
+    home = folder(tmp_path, tables)
+    assert "1 of 2; baseline  seed 0: every setting" in claim(home, "every run comes").measured
+    assert claim(home, "K-FAC with momentum takes orders") is None
+
+
+def test_generated_data_are_told_as_such(tmp_path):
+    tables = {named(TRI, 0, problem="curves"): run(0.01), named(BASELINE, 0, problem="curves"): run(0.001)}
+    tables |= took(TRI, 0, problem="curves", data="curves (synthetic)")
+    told = [c for c in claims(folder(tmp_path, tables)) if "curves" in c.setting]
+    assert told
+    assert all("curves (synthetic)" in c.setting for c in told)

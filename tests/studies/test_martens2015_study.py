@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import pandas as pd
 import pytest
+import torch
 from tqdm import tqdm
 
 from fisherlab.cli import main
@@ -80,6 +81,9 @@ def test_the_summary_has_a_row_per_run(smoke):
     weights = 64 * 40 + 40 * 20 + 20 * 6
     # One pass forwards, one backwards for inputs (not the first layer's) and one for weights: 2 operations each.
     assert counted["per_case"]["baseline"] == pytest.approx(2e-9 * (6 * weights - 64 * 40), rel=1e-6)
+    assert (table["data"] == "digits").all()
+    assert (table["sessions"] == 1).all()
+    assert (table["cpu_seconds"] < table["cpu_seconds_in_all"]).all()
 
 
 @pytest.mark.slow
@@ -137,6 +141,34 @@ def test_the_grid_names_its_twins_and_its_best_goes_on(smoke):
     run = pd.read_csv(smoke / "evaluations_digits_baseline_0.csv").set_index("step")
     ends = run.loc[20, ["train_error", "average_error"]].min()
     assert ends == pytest.approx(best["train_error"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_baseline_is_evaluated_more_often_where_k_fac_goes_too(smoke):
+    run = pd.read_csv(smoke / "evaluations_digits_baseline_0.csv")
+    assert run["step"].tolist() == [0, 20, 40, 60, 80, *range(100, run["step"].iloc[-1] + 1, 100)]
+    assert run["examples"].tolist() == [50 * step for step in run["step"]]
+    assert run["cpu_seconds"].is_monotonic_increasing
+    # What is made again is the same run: its loss falls on.
+    assert run["train_loss"].is_monotonic_decreasing
+
+
+@pytest.mark.slow
+def test_no_part_is_left_unfinished_and_all_ran_with_one_thread(smoke):
+    record = json.loads((smoke / "study.json").read_text())
+    assert "unfinished" not in record
+    assert {part["threads"] for part in record["parts"].values()} == {1}
+
+
+@pytest.mark.slow
+def test_other_threads_are_refused(results, smoke, capsys):
+    before = (smoke / "study.json").read_bytes()
+    try:
+        assert main(["study", "martens2015", "scale=smoke", "threads=2", f"results={results}"]) == 2
+    finally:
+        torch.set_num_threads(1)
+    assert "was begun with threads=1: expected threads=1" in capsys.readouterr().err
+    assert (smoke / "study.json").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -227,6 +259,8 @@ def test_figures_are_drawn_of_what_there_is(smoke, tmp_path, patterns, expected)
         ("scale=smoek", "did you mean 'smoke'?"),
         ("study.scales.smoke.dataset=mnits", "did you mean 'mnist'?"),
         ("study.scales.smoke.fixed_batches=[]", "fixed_batches=[]: expected"),
+        ("study.scales.smoke.fixed_every=0", "fixed_every=0: expected a whole number"),
+        ("study.scales.smoke.baseline_later=50", "baseline_later=50: expected a multiple of baseline_every=20"),
     ],
 )
 def test_wrong_settings_are_one_line_and_write_nothing(override, says, tmp_path, monkeypatch, capsys):

@@ -10,16 +10,18 @@ from fisherlab.studies.martens2015 import derived
 from fisherlab.studies.martens2015.matrices import COMPARED, difference
 from fisherlab.studies.martens2015.problems import METHODS, label
 from fisherlab.studies.martens2015.run_verdicts import BASELINE, DIAGONAL, NO_MOMENTUM, TRI
-from tests.studies.martens2015_tables import folder, named, run, verdict
+from tests.studies.martens2015_tables import claim, folder, named, run, took, verdict
 
 
 @pytest.mark.parametrize(
     ("least", "at_used", "scale", "expected"),
     [
-        (1.0, 0.5, "paper", "reproduced"),
+        (10**0.5, 0.5, "paper", "reproduced"),
+        (1.0, 0.5, "paper", "inconclusive"),  # not above what the search goes to
         (0.05, 0.5, "paper", "contradicted"),
         (0.05, 0.5, "quick", "inconclusive"),
-        (1.0, -0.5, "paper", "contradicted"),
+        (10**0.5, -0.5, "paper", "contradicted"),
+        (10**0.5, math.nan, "paper", "contradicted"),  # the factors with that gamma could not be factorised
     ],
 )
 def test_figure_7_without_rescaling_only_a_large_gamma_improves(tmp_path, least, at_used, scale, expected):
@@ -47,25 +49,56 @@ def recipe(**changed):
     return pd.DataFrame(columns | {name: change(k, columns[name]) for name, change in changed.items()})
 
 
+RECIPE = ("lambda falls", "gamma is", "mu is 0.4", "alpha starts", "mu is about 1", "alpha falls")
+
+
+def recipes(seeds=10, **changed):
+    """As many runs, of which mu and alpha differ a little."""
+    found = {}
+    for seed in range(seeds):
+        table = recipe(**changed)
+        table[["mu", "alpha"]] *= 1 + 0.001 * seed
+        found[f"steps_{label('mnist', TRI, seed)}.csv.gz"] = table
+    return found
+
+
 @pytest.mark.parametrize(
     ("changed", "wrong"),
     [
-        ({}, None),
-        ({"damping": lambda k, v: np.where(k <= 10, 150.0, v)}, "lambda falls"),
-        ({"damping": lambda k, v: np.where(k > 400, 150.0, v)}, "lambda falls"),
-        ({"gamma": lambda k, v: np.where(k == 20, 7.33, v)}, "gamma is"),
-        ({"gamma": lambda k, v: np.maximum(v, 0.02)}, "gamma is"),
-        ({"mu": lambda k, v: np.full(500, 0.99)}, "mu is"),
-        ({"mu": lambda k, v: np.full(500, 0.6)}, "mu is"),
-        ({"alpha": lambda k, v: v / 4}, "mu is"),
-        ({"alpha": lambda k, v: np.full(500, 4.4)}, "mu is"),
+        ({}, ()),
+        ({"damping": lambda k, v: np.where(k <= 10, 150.0, v)}, ["lambda falls"]),
+        ({"damping": lambda k, v: np.where(k > 400, 150.0, v)}, ["lambda falls"]),
+        ({"gamma": lambda k, v: np.where(k == 20, 7.33, v)}, ["gamma is"]),
+        ({"gamma": lambda k, v: np.maximum(v, 0.02)}, ["gamma is"]),
+        ({"mu": lambda k, v: np.full(500, 0.99)}, ["mu is 0.4"]),
+        ({"mu": lambda k, v: np.full(500, 0.3)}, ["mu is 0.4", "mu is about 1"]),
+        ({"mu": lambda k, v: np.full(500, 0.6)}, ["mu is about 1"]),
+        ({"alpha": lambda k, v: v / 4}, ["alpha starts"]),
+        ({"alpha": lambda k, v: np.full(500, 4.4)}, ["alpha falls"]),
     ],
 )
 def test_the_recipe_is_that_of_the_authors_log(tmp_path, changed, wrong):
-    home = folder(tmp_path, {f"steps_{label('mnist', TRI, 0)}.csv.gz": recipe(**changed)})
-    found = {begins: verdict(home, begins) for begins in ("lambda falls", "gamma is", "mu is")}
-    expected = {b: "contradicted" if b == wrong else "reproduced" for b in found}
-    assert found == expected
+    home = folder(tmp_path, recipes(**changed))
+    found = {begins: verdict(home, begins) for begins in RECIPE}
+    assert found == {b: "contradicted" if b in wrong else "reproduced" for b in RECIPE}
+
+
+def test_fewer_than_ten_seeds_decide_only_what_no_draw_changes(tmp_path):
+    tables = recipes(9)
+    for seed in range(1, 9):
+        name = f"steps_{label('mnist', TRI, seed)}.csv.gz"
+        tables[name] = tables[name].head(100)
+    home = folder(tmp_path, tables)
+    found = {begins: (claim(home, begins).verdict, claim(home, begins).n) for begins in RECIPE}
+    kept = {"lambda falls": ("reproduced", 9), "gamma is": ("reproduced", 9)}
+    early = dict.fromkeys(("mu is 0.4", "alpha starts"), ("inconclusive", 9))
+    assert found == kept | early | dict.fromkeys(("mu is about 1", "alpha falls"), ("inconclusive", 1))
+
+
+def test_one_seed_s_wrong_lambda_is_seen(tmp_path):
+    tables = recipes(3)
+    tables[f"steps_{label('mnist', TRI, 2)}.csv.gz"].loc[5, "damping"] = 120.0
+    assert verdict(folder(tmp_path, tables), "lambda falls") == "contradicted"
 
 
 def blocks(sizes):
@@ -129,7 +162,7 @@ def test_the_summary_has_each_run_once_and_its_rate(tmp_path):
     tables = {}
     for names in ((TRI, 0), (TRI, 3), (NO_MOMENTUM, "batch", 2000), (BASELINE, 0), (BASELINE, "batch", 2000)):
         tables[named(*names)] = run(0.01, last=100)
-        tables[f"took_{label('mnist', *names)}.csv"] = pd.DataFrame({"product_rate": [50.0], "status": ["finished"]})
+        tables |= took(*names)
     home = folder(tmp_path, tables)
     table = derived(home)["runs.csv"]
     assert table[["method", "batch", "seed"]].values.tolist() == [
@@ -140,21 +173,27 @@ def test_the_summary_has_each_run_once_and_its_rate(tmp_path):
         [BASELINE, "2000", "0"],
     ]
     assert "rate" not in table
-    counted = pd.DataFrame({"method": list(METHODS), "per_case": 0.02, "per_step": 5.0})
+    counted = pd.DataFrame({"method": list(METHODS), "per_case": 0.02, "per_case_in_chunks": 0.01, "per_step": 5.0})
     counted.to_csv(home / "operations_mnist.csv", index=False)
     table = derived(home)["runs.csv"]
-    # 100 000 cases, 100 steps and seconds.
+    # 100 000 cases, 100 steps and processor seconds.
     assert table["giga_operations"].tolist() == [2500] * 5
     assert table["rate"].tolist() == [25.0] * 5
     assert table["share_of_product_rate"].tolist() == [0.5] * 5
     assert table["error"].tolist() == pytest.approx([200 * math.exp(-1)] * 5)
 
 
+def test_cases_of_batches_in_chunks_take_other_operations(tmp_path):
+    grows = run(0.01, last=20).assign(examples=[0, 50_000, 50_000 + 50_010])  # 5000 a step, and 5001
+    counted = pd.DataFrame({"method": list(METHODS), "per_case": 0.02, "per_case_in_chunks": 0.01, "per_step": 5.0})
+    tables = {named(TRI, 0): grows, "operations_mnist.csv": counted} | took(TRI, 0)
+    table = derived(folder(tmp_path, tables))["runs.csv"]
+    assert table["giga_operations"].tolist() == [round(1000 + 500.1 + 20 * 5)]
+
+
 def test_the_error_is_the_lesser_of_the_iterate_s_and_the_average_s(tmp_path):
     table = run(0.01, last=100).assign(average_error=[np.nan] * 5 + [50.0] * 6)
-    took = pd.DataFrame({"product_rate": [50.0], "status": ["finished"]})
-    name = label("mnist", BASELINE, 0)
-    home = folder(tmp_path, {named(BASELINE, 0): table, f"took_{name}.csv": took})
+    home = folder(tmp_path, {named(BASELINE, 0): table} | took(BASELINE, 0))
     assert derived(home)["runs.csv"]["error"].tolist() == [50.0]
     table.assign(average_error=99.0).to_csv(home / named(BASELINE, 0), index=False)
     assert derived(home)["runs.csv"]["error"].tolist() == pytest.approx([200 * math.exp(-1)])

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+import time
 from functools import partial
 from types import ModuleType
 
@@ -27,11 +28,13 @@ def made(monkeypatch):
     def part(name, **settings):
         def make(bar):
             notes.append(name)
+            time.sleep(settings.get("sleeps", 0))
             if settings.get("fails"):
                 raise RuntimeError("power cut")
             return {f"{name}.csv": pd.DataFrame({"x": [1 / 3]}), f"{name}.csv.gz": pd.DataFrame({"x": range(9)})}
 
-        return Part(name, (f"{name}.csv", f"{name}.csv.gz"), make)
+        needed = ("fails",) if name == "first" else None
+        return Part(name, (f"{name}.csv", f"{name}.csv.gz"), make, settings=needed)
 
     module = ModuleType("fake_study")
     module.parts = lambda settings, folder: [part("first"), part("second", **settings)]
@@ -66,6 +69,44 @@ def test_other_settings_are_refused(made, tmp_path):
     study.run("fake", {"steps": 1}, tmp_path, FACTS, show_bar=False)
     with pytest.raises(UsageError, match="was made with steps=1, not 2"):
         study.run("fake", {"steps": 2}, tmp_path, FACTS, show_bar=False)
+
+
+def test_a_setting_may_change_until_a_part_that_depends_on_it_is_begun(made, tmp_path):
+    settings = {"fails": 0, "steps": 1}
+    study.run("fake", settings, tmp_path, FACTS, show_bar=False)
+    path = tmp_path / "study.json"
+    record = json.loads(path.read_text())
+    del record["parts"]["second"]  # which depends on all of them; the first one only on `fails`
+    path.write_text(json.dumps(record))
+    (tmp_path / "second.csv").unlink()
+    with pytest.raises(UsageError, match="was made with fails=0, not 1"):
+        study.run("fake", settings | {"fails": 1}, tmp_path, FACTS, show_bar=False)
+    path.write_text(json.dumps(record | {"unfinished": {"second": {"seconds": 1.0}}}))
+    with pytest.raises(UsageError, match="was made with steps=1, not 2"):
+        study.run("fake", settings | {"steps": 2}, tmp_path, FACTS, show_bar=False)
+    path.write_text(json.dumps(record))
+    made.clear()
+    study.run("fake", settings | {"steps": 2}, tmp_path, FACTS, show_bar=False)
+    assert made == ["second"]
+    assert json.loads(path.read_text())["settings"] == {"fails": 0, "steps": 2}
+    with pytest.raises(UsageError, match="was made with steps=2, not 1"):
+        study.run("fake", settings, tmp_path, FACTS, show_bar=False)
+
+
+def test_the_time_of_a_session_that_stopped_counts(made, tmp_path):
+    with pytest.raises(RuntimeError):
+        study.run("fake", {"fails": True, "sleeps": 0.3}, tmp_path, FACTS, show_bar=False)
+    path = tmp_path / "study.json"
+    record = json.loads(path.read_text())
+    assert 0.3 <= record["unfinished"]["second"]["seconds"] < 10
+    assert list(record["parts"]) == ["first"]
+    record["unfinished"]["second"] = {"seconds": 1000.0, "cpu_seconds": 100.0}
+    path.write_text(json.dumps(record).replace("true", "false"))
+    study.run("fake", {"fails": False, "sleeps": 0.3}, tmp_path, FACTS, show_bar=False)
+    record = json.loads(path.read_text())
+    assert 1000.3 <= record["parts"]["second"]["seconds"] < 1010
+    assert 100 <= record["parts"]["second"]["cpu_seconds"] < 110
+    assert "unfinished" not in record
 
 
 def test_a_part_that_is_not_recorded_is_made_again(made, tmp_path):

@@ -13,7 +13,7 @@ from fisherlab.config import compose, job, validate
 from fisherlab.training.run import RunResult, train
 
 SMALL = ["dataset=digits", "epochs=2", "threads=1", "evaluate_every=10", "histogram_steps=[3]"]
-CLOCK = "seconds"
+CLOCK = ["seconds", "cpu_seconds"]
 
 
 def config(*overrides: str) -> DictConfig:

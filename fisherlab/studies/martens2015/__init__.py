@@ -7,13 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fisherlab.errors import UsageError
 from fisherlab.schema import check, name, some, whole
 from fisherlab.studies.martens2015 import baseline, gamma, invariance, matrices, runs
+from fisherlab.studies.martens2015.operations import OPERATIONS, operations
 from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
-from fisherlab.studies.martens2015.tables import derived
+from fisherlab.studies.martens2015.tables import derived, threads_of
 from fisherlab.studies.martens2015.verdicts import claims
-from fisherlab.studies.study import Part
+from fisherlab.studies.study import RECORD, Part
 
 __all__ = ["PIECEWISE", "claims", "derived", "parts"]
 
@@ -21,33 +24,37 @@ PIECEWISE = True  # claims and figures after every part: the whole takes many ho
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS
 RULES = {"dataset": name("mnist", "digits"), "problems": some(name(*PROBLEMS)), "fixed_batches": some(whole(1))}
 RULES |= dict.fromkeys(("matrix_cases", "iterations", "early", "every", "seeds", "early_seeds"), whole(1))
-RULES |= dict.fromkeys(("diagonal_seeds", "fixed_iterations", "grid_updates", "baseline_every", "gammas"), whole(1))
+RULES |= dict.fromkeys(("diagonal_seeds", "fixed_iterations", "fixed_every", "grid_updates", "gammas"), whole(1))
+RULES |= dict.fromkeys(("baseline_every", "baseline_later"), whole(1))
 
 
 def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
-    """List what there is to be made at a scale, the most important first.
+    """List what there is to be made at a scale, the most wanted first.
 
     Args:
         settings: The scale's.
         folder: Where the tables of earlier parts are.
 
     Returns:
-        The matrices; the invariance; then for each problem the two inverses, the baseline, and batches of one size;
-        for the first one also Figure 7, Figure 9 and fresh seeds.
+        The matrices; the invariance; the first problem's methods and its seeds to the early iteration; the other
+        problems; then for the first one Figures 7 and 9, and seeds to the end.
+
+    Raises:
+        UsageError: If the settings do not fit, or other threads than those that the study was begun with.
     """
     _check(settings)
-    found = [matrices.part(settings), invariance.part(settings)]
-    first = settings["problems"][0]
-    for problem in settings["problems"]:
-        count = partial(runs.operations, problem, list(METHODS), settings)
-        found += [runs.grown(problem, method, 0, settings, folder) for method in (TRI, DIAGONAL)]
-        found += [gamma.part(problem, settings, folder)] if problem == first else []
-        found += [
-            *baseline.parts(problem, settings, folder),
-            Part(f"{problem}, operations", (runs.OPERATIONS(problem),), count),
-        ]
-        found += [runs.fixed(problem, NO_MOMENTUM, settings["fixed_batches"][-1], settings, folder)]
-    return [*found, *_figure_9(first, settings, folder), *_seeds(first, settings, folder)]
+    _check_threads(folder)
+    first, *others = settings["problems"]
+    found = [matrices.part(settings), invariance.part(settings), *_methods(first, settings, folder)]
+    found += _early(first, settings, folder)
+    for problem in others:
+        found += _methods(problem, settings, folder)
+    return [
+        *found,
+        gamma.part(first, settings, folder),
+        *_figure_9(first, settings, folder),
+        *_late(first, settings, folder),
+    ]
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -56,6 +63,27 @@ def _check(settings: Mapping[str, Any]) -> None:
     early, every, iterations = settings["early"], settings["every"], settings["iterations"]
     if early % every or early > iterations:
         raise UsageError(f"early={early}: expected a multiple of every={every}, at most iterations={iterations}")
+    later, often = settings["baseline_later"], settings["baseline_every"]
+    if later % often:
+        raise UsageError(f"baseline_later={later}: expected a multiple of baseline_every={often}")
+
+
+def _check_threads(folder: Path) -> None:
+    """Figures against seconds are of one number of threads, and a run that is gone on with keeps its own."""
+    then = threads_of(folder) if (folder / RECORD).exists() else None
+    now = torch.get_num_threads()
+    if then not in (None, now):
+        raise UsageError(f"threads={now}: '{folder}' was begun with threads={then}: expected threads={then}")
+
+
+def _methods(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
+    """Both inverses, the baseline, and K-FAC without momentum."""
+    return [
+        *(runs.grown(problem, method, 0, settings, folder) for method in (TRI, DIAGONAL)),
+        *baseline.parts(problem, settings, folder),
+        Part(f"{problem}, operations", (OPERATIONS(problem),), partial(operations, problem, list(METHODS))),
+        runs.fixed(problem, NO_MOMENTUM, settings["fixed_batches"][-1], settings, folder),
+    ]
 
 
 def _figure_9(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
@@ -67,12 +95,16 @@ def _figure_9(problem: str, settings: Mapping[str, Any], folder: Path) -> list[P
     return [*found, *(baseline.fixed(problem, batch, settings, folder) for batch in settings["fixed_batches"])]
 
 
-def _seeds(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
-    """More seeds: some to the end, all of them to an early iteration."""
+def _early(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
+    """More seeds of both inverses to an early iteration."""
     found = []
     for method, whole_runs in ((TRI, settings["seeds"]), (DIAGONAL, settings["diagonal_seeds"])):
         short = range(whole_runs, settings["early_seeds"])
         found += [runs.grown(problem, method, seed, settings, folder, settings["early"]) for seed in short]
-    for method, whole_runs in ((TRI, settings["seeds"]), (DIAGONAL, settings["diagonal_seeds"])):
-        found += [runs.grown(problem, method, seed, settings, folder) for seed in range(1, whole_runs)]
     return found
+
+
+def _late(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
+    """More seeds to the end."""
+    counts = ((TRI, settings["seeds"]), (DIAGONAL, settings["diagonal_seeds"]))
+    return [runs.grown(problem, method, seed, settings, folder) for method, n in counts for seed in range(1, n)]

@@ -1,8 +1,9 @@
 """The baseline: Nesterov's method with the schedule and grid of Sutskever et al. (2013), and the best of it run long.
 
 The schedule mu_t = min(1 - 2^(-1 - log2(floor(t / 250) + 1)), mu_max) reaches 0.875 within the 1 000 updates of the
-grid, so that all mu_max of 0.9 and above are one and the same run there: it is made once, and where it wins, every
-mu_max that differs later goes on to the end.
+grid, so that all mu_max of 0.9 and above are one and the same run there: it is made once. Where it wins, each mu_max
+that is another run later goes on to the end: within the cases of the K-FAC run 0.999 and 0.995 are still one, 0.99 and
+0.9 are not, and the grid cannot tell which is the best one.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from fisherlab.optim.presets import scheduled_momentum
-from fisherlab.studies.martens2015.problems import PROBLEMS, configured, label
-from fisherlab.studies.martens2015.runs import error, one_size, product_rate, recorded, tables_of, trained
+from fisherlab.studies.martens2015.problems import PROBLEMS, configured, data_of, label
+from fisherlab.studies.martens2015.runs import MEASURES, Session, error, one_size, recorded, tables_of, trained
 from fisherlab.studies.study import Part, Tables, read_table
 from fisherlab.sweep.space import with_values
 
 RATES = (0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
 MOMENTA = (0.999, 0.995, 0.99, 0.9, 0.0)
+TOGETHER = 3  # settings of the grid side by side: more of them train slower each, the caches being small
 GRID = "grid_{}.csv".format
 
 
@@ -69,9 +71,11 @@ def fixed(problem: str, batch: int, settings: Mapping[str, Any], folder: Path) -
 
     def make(bar: tqdm[Any]) -> Tables:
         won = read_table(folder / tables_of(label(problem, "baseline", 0))[2]).iloc[0]
+        if "lr" not in won:
+            return dict(zip(tables_of(name), _nothing(problem, "the grid has no best setting"), strict=True))
         values = {"lr": float(won["lr"]), "momentum": float(won["momentum"])}
         cfg = with_values(one_size(problem, "baseline", batch, settings), values)
-        return trained(cfg, name, folder / "runs" / name, bar)
+        return trained(cfg, problem, name, folder / "runs" / name, bar)
 
     needs = tables_of(label(problem, "baseline", 0))
     return Part(f"{problem}, baseline, batch {batch}", tables_of(name), make, needs)
@@ -115,13 +119,32 @@ def length(problem: str, settings: Mapping[str, Any]) -> int:
         How many.
     """
     from fisherlab.training.schedule import BatchSize
-    from fisherlab.training.setup import prepare, resolve
 
     one = PROBLEMS[problem]
-    examples = len(prepare(resolve(configured(problem, "baseline", 1, 1))).dataset.splits["train"])
-    size = BatchSize(one.first_batch, examples, settings["iterations"])
+    size = BatchSize(one.first_batch, data_of(problem)[1], settings["iterations"])
     cases = sum(size(step) for step in range(settings["iterations"]))
     return math.ceil(cases / one.baseline_batch / 100) * 100
+
+
+def rivals(folder: Path, problem: str) -> str:
+    """Tell how near the grid's next best setting came, of those that are another run there.
+
+    Args:
+        folder: The study's.
+        problem: A key of `PROBLEMS`.
+
+    Returns:
+        In brackets; nothing where there is no grid, or nothing beside its best.
+    """
+    path = folder / GRID(problem)
+    if not path.exists():
+        return ""
+    grid = read_table(path).dropna(subset="train_error").drop_duplicates(["lr", "same_as"]).sort_values("train_error")
+    if len(grid) < 2:
+        return ""
+    best, other = (grid.iloc[i] for i in range(2))
+    told = f"{best['train_error']:.4g} after {best['step']:.0f} updates of the grid"
+    return f" ({told}, next lr {other['lr']:g}, mu_max {other['momentum']:g}: {other['train_error']:.4g})"
 
 
 def _grid(problem: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
@@ -130,7 +153,7 @@ def _grid(problem: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any
     stands = distinct(MOMENTA, updates)
     cells = [(lr, mu) for lr in RATES for mu in dict.fromkeys(stands.values())]
     cfg = _configured(problem, updates, updates)
-    ends, _ = _train(cfg, cells, folder / "runs" / f"grid_{problem}", bar)
+    ends, _ = _train(cfg, cells, folder / "runs" / f"grid_{problem}", bar, TOGETHER)
     rows = []
     for lr in RATES:
         for mu in MOMENTA:
@@ -139,23 +162,57 @@ def _grid(problem: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any
 
 
 def _best(problem: str, settings: Mapping[str, Any], folder: Path, name: str, bar: tqdm[Any]) -> Tables:
-    """The grid's best setting to the end, and those that were one with it there."""
+    """The grid's best setting to the end, and those that were one with it there but are not one run to the end."""
     grid = read_table(folder / GRID(problem))
+    files = (*tables_of(name), f"finalists_{problem}.csv")
     if not grid["train_error"].notna().any():
-        raise RuntimeError(f"all {len(grid)} settings of {problem}'s baseline diverged: there is no best one")
+        return dict(zip(files, (*_nothing(problem, "every setting of the grid diverged"), grid), strict=True))
     best = grid.sort_values("train_error").iloc[0]
-    updates = length(problem, settings)
+    updates, home = length(problem, settings), folder / "runs" / name
     tied = grid[(grid["lr"] == best["lr"]) & (grid["same_as"] == best["same_as"])]["momentum"]
-    cells = [(float(best["lr"]), mu) for mu in dict.fromkeys(distinct(tuple(tied), updates).values())]
-    rates = [product_rate()]
-    ends, homes = _train(_configured(problem, updates, settings["baseline_every"]), cells, folder / "runs" / name, bar)
-    rates.append(product_rate())
-    won = min(cells, key=lambda cell: ends[cell].get("train_error", math.inf))
+    stands = distinct(tuple(tied), updates)
+    cells = [(float(best["lr"]), mu) for mu in dict.fromkeys(stands.values())]
+    session = Session(home)
+    try:
+        session.note(now=True)
+        # Alone each: figures against seconds are made from such runs.
+        ends, homes = _train(_configured(problem, updates, settings["baseline_later"]), cells, home, bar, 1)
+        won = min(cells, key=lambda cell: ends[cell].get("train_error", math.inf))
+        first = _configured(problem, min(updates, settings["baseline_later"]), settings["baseline_every"])
+        _, early = _train(first, [won], home.with_name(f"{name}_first"), bar, 1)
+    finally:
+        took = session.end()
     evaluations, steps = recorded(homes[won])
-    finalists = pd.DataFrame([{"lr": lr, "momentum": mu, **ends[lr, mu]} for lr, mu in cells])
-    took = {"product_rate": max(rates), "side_by_side": len(cells), "status": ends[won]["status"]}
-    tables = (evaluations, steps.iloc[::10], pd.DataFrame([took | {"lr": won[0], "momentum": won[1]}]), finalists)
-    return dict(zip((*tables_of(name), f"finalists_{problem}.csv"), tables, strict=True))
+    same = {mu: " ".join(f"{own:g}" for own in tied if stands[own] == mu) for _, mu in cells}
+    finalists = pd.DataFrame([{"lr": lr, "momentum": mu, "stands_for": same[mu], **ends[lr, mu]} for lr, mu in cells])
+    took |= {"data": data_of(problem)[0], "lr": won[0], "momentum": won[1], "status": ends[won]["status"]}
+    took |= {"last_step": ends[won]["step"]}
+    tables = (joined(recorded(early[won])[0], evaluations), steps.iloc[::10], pd.DataFrame([took]), finalists)
+    return dict(zip(files, tables, strict=True))
+
+
+def joined(early: pd.DataFrame, later: pd.DataFrame) -> pd.DataFrame:
+    """Put evaluations of a run's beginning, made again to evaluate more often, before those of the run itself.
+
+    Args:
+        early: Up to a step at which both were evaluated.
+        later: From the start to the end.
+
+    Returns:
+        One table; seconds of the beginning are scaled to agree where both were evaluated.
+    """
+    both = sorted(set(early["step"]) & set(later["step"]))
+    more = early[~early["step"].isin(both)].copy()
+    for clock in ("seconds", "cpu_seconds"):
+        ends = [table.set_index("step")[clock][both[-1]] for table in (early, later)]
+        more[clock] *= ends[1] / ends[0] if ends[0] > 0 else 1.0
+    return pd.concat([more, later]).sort_values("step", ignore_index=True)
+
+
+def _nothing(problem: str, why: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The tables of a run for which there was no setting."""
+    took = {"data": data_of(problem)[0], "status": "diverged", "message": why}
+    return pd.DataFrame(columns=MEASURES), pd.DataFrame(columns=["step", "loss"]), pd.DataFrame([took])
 
 
 def _configured(problem: str, updates: int, every: int) -> DictConfig:
@@ -164,19 +221,21 @@ def _configured(problem: str, updates: int, every: int) -> DictConfig:
 
 
 def _train(
-    cfg: DictConfig, cells: list[tuple[float, float]], home: Path, bar: tqdm[Any]
+    cfg: DictConfig, cells: list[tuple[float, float]], home: Path, bar: tqdm[Any], most: int
 ) -> tuple[dict[tuple[float, float], dict[str, Any]], dict[tuple[float, float], Path]]:
-    """Train settings side by side; gives how each ended, and where it is."""
+    """Train settings, so many at most side by side; gives how each ended, and where it is."""
     from fisherlab.sweep.batch import make_job, train_jobs
 
     bar.reset(len(cells))
     values = {cell: {"lr": cell[0], "momentum": cell[1]} for cell in cells}
     jobs = {cell: make_job(f"{cell[0]:g}-{cell[1]:g}", with_values(cfg, v), v) for cell, v in values.items()}
     with contextlib.redirect_stdout(io.StringIO()):
-        record = train_jobs(home, list(jobs.values()))
+        record = train_jobs(home, list(jobs.values()), most)
     ends, homes = {}, {}
     for cell, one in jobs.items():
         status, homes[cell] = record.status(one.name), record.run(one.name)
+        if "traceback" in status:
+            raise RuntimeError(f"the run in '{homes[cell]}' failed: {status.get('error')}")
         ends[cell] = {"status": status["status"], "step": status.get("step")}
         if status["status"] == "finished":
             last = recorded(homes[cell])[0].iloc[[-1]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fisherlab.optim.optimizer import FisherOptimizer
-from fisherlab.optim.quadratic import QuadraticRule
+from fisherlab.optim.quadratic import QuadraticRule, Trial
 from fisherlab.studies.martens2015.problems import label
 from fisherlab.studies.martens2015.runs import tables_of
 from fisherlab.studies.study import Part, Tables
@@ -61,15 +62,19 @@ class Probe(QuadraticRule):
             found = optimizer.resolve(torch.tensor(gamma**2, dtype=torch.float64))
             for told, last in (("rescaled, momentum", self.kept), ("rescaled", None)):
                 self.last = last
-                trial = self._try(optimizer, x, found, None)
-                self._note(told, gamma, before - moved(optimizer, x, trial.v), -float(trial.predicted))
-            self._note("not rescaled", gamma, before - moved(optimizer, x, found), None)
+                trial = self._try(optimizer, x, found, torch.tensor(gamma, dtype=torch.float64))
+                self._note(told, trial, before - moved(optimizer, x, trial.v), -float(trial.predicted))
+            self._note("not rescaled", trial, before - moved(optimizer, x, found), None)
             self.bar.update()
         optimizer.vectors[0][1].zero_()
         return torch.zeros((), device=x.device)
 
-    def _note(self, step: str, gamma: float, improvement: float, predicted: float | None) -> None:
-        self.rows.append({"step": step, "gamma": gamma, "improvement": improvement, "predicted": predicted})
+    def _note(self, step: str, trial: Trial, improvement: float, predicted: float | None) -> None:
+        # Where the factors could not be factorised with this gamma, there is no such step.
+        told = (math.nan, math.nan) if trial.failed.any() else (improvement, predicted)
+        assert trial.gamma is not None
+        row = {"step": step, "gamma": float(trial.gamma)}
+        self.rows.append(row | dict(zip(("improvement", "predicted"), told, strict=True)))
 
 
 def objective(optimizer: FisherOptimizer, x: Tensor) -> float:

@@ -103,7 +103,7 @@ def part(settings: Mapping[str, Any]) -> Part:
     Returns:
         The part.
     """
-    return Part("invariance", (TABLE,), lambda bar: _tables(settings, bar))
+    return Part("invariance", (TABLE,), lambda bar: _tables(settings, bar), settings=("dataset",))
 
 
 def _tables(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:

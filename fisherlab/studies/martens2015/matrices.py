@@ -74,7 +74,7 @@ def part(settings: Mapping[str, Any]) -> Part:
     Returns:
         The part.
     """
-    return Part("matrices", TABLES, lambda bar: _tables(settings, bar))
+    return Part("matrices", TABLES, lambda bar: _tables(settings, bar), settings=("dataset", "matrix_cases"))
 
 
 def _tables(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:

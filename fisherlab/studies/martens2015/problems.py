@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "block-tridiagonal, no momentum": ("optimizer=kfac_tridiag", "optimizer.momentum=false"),
     "baseline": ("optimizer=nag", "optimizer.average=0.99"),
 }
+# What the paper leaves open, or does otherwise, for the claims' settings.
+KFAC_TOLD = "K-FAC with eta 1e-5, tau2 1"
+BASELINE_TOLD = "baseline without L2, averaged from the first update, look-ahead by mu_t"
+AVERAGED = "averaged from iteration 200 as in the authors' code"  # in the run with the growing batch
+AVERAGED_FIXED = "averaged from the first iteration, as the baseline"  # the paper has no iteration 200
+DRAWN = "batches without replacement within an epoch"
 COMMON = ("figures=false", "record_norms=false", "histogram_steps=[]", "device=cpu")
 
 
@@ -68,6 +75,22 @@ def configured(problem: str, method: str, steps: int, every: int, *overrides: st
     """
     scale = [f"steps={steps}", f"evaluate_every={every}", f"threads={torch.get_num_threads()}"]
     return job(compose([*COMMON, *PROBLEMS[problem].overrides, *METHODS[method], *scale, *overrides]))
+
+
+@cache
+def data_of(problem: str) -> tuple[str, int]:
+    """Name a problem's data, which may be generated in place of the authors' file, and count them.
+
+    Args:
+        problem: A key of `PROBLEMS`.
+
+    Returns:
+        The name, and the training cases.
+    """
+    from fisherlab.training.setup import prepare, resolve
+
+    data = prepare(resolve(configured(problem, "baseline", 1, 1))).dataset
+    return data.name, len(data.splits["train"])
 
 
 def growing(problem: str, iterations: int) -> list[str]:

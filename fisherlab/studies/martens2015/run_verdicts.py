@@ -1,4 +1,4 @@
-"""Claims on the training runs: the authors' own numbers, one method against another, and the size of the batch."""
+"""Claims on the training runs: the authors' own numbers, one method against another, and what the machine must do."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from fisherlab.studies.judge import Effect, holds, prediction, verdicts
-from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
-from fisherlab.studies.martens2015.tables import at, evaluations, reached
+from fisherlab.studies.judge import Effect, between, holds, prediction, verdicts
+from fisherlab.studies.martens2015.baseline import RATES, rivals
+from fisherlab.studies.martens2015.problems import AVERAGED, DRAWN, KFAC_TOLD, METHODS, PROBLEMS
+from fisherlab.studies.martens2015.tables import (
+    at,
+    data_name,
+    derived,
+    early_end,
+    evaluations,
+    processor,
+    reached,
+    took,
+)
 from fisherlab.studies.study import Claim
 
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS
 LEAST = 5  # runs, below which to lie in their prediction interval decides nothing
-# Figure 9: what is claimed, what it leads to expect, and within which powers of the batch the cases then lie.
-POWERS = {
-    TRI: ("progress per iteration grows superlinearly with the batch", "fewer cases", -math.inf, -0.05),
-    NO_MOMENTUM: ("progress per iteration grows at most linearly with the batch", "as many cases or more", -0.05, 0.5),
-    BASELINE: ("progress per iteration barely grows with the batch", "cases in proportion", 0.7, 1.3),
-}
+MINUTES = {300: 15, 500: 75}  # of computing to an iteration, at most
+SHARE, MEMORY = 0.5, 8  # of the rate of products, at least; GiB, below
 
 
 def run_claims(folder: Path, settings: dict[str, Any], decisive: bool) -> Iterator[Claim]:
@@ -33,16 +39,28 @@ def run_claims(folder: Path, settings: dict[str, Any], decisive: bool) -> Iterat
         decisive: Whether it is the paper's.
 
     Yields:
-        The claims, problem by problem, then on the size of the batch.
+        The claims, problem by problem, then what the first problem's runs took.
     """
+    summary = derived(folder).get("runs.csv")
     for problem in settings["problems"]:
         yield from _official(folder, problem, settings["early_seeds"], decisive)
-        yield from _methods(folder, problem, settings, decisive)
-    yield from _batches(folder, settings["problems"][0], settings, decisive)
+        yield from _inverses(folder, problem, settings)
+        if summary is not None and (summary["problem"] == problem).any():
+            yield _ended(where(folder, problem), summary[summary["problem"] == problem])
+    first = settings["problems"][0]
+    yield from _minutes(folder, first, settings["seeds"], decisive)
+    if summary is not None:
+        yield from _machine(folder, first, summary[summary["problem"] == first], settings["seeds"], decisive)
+
+
+def where(folder: Path, problem: str) -> str:
+    """Tell a claim's setting, of the runs with the growing batch."""
+    return f"{data_name(folder, problem)}, growing batch; {KFAC_TOLD}, {AVERAGED}, {DRAWN}"
 
 
 def _official(folder: Path, problem: str, seeds: int, decisive: bool) -> Iterator[Claim]:
     runs = [run for seed in range(seeds) if (run := evaluations(folder, problem, TRI, seed)) is not None]
+    ends = early_end(folder, *((problem, TRI, seed) for seed in range(seeds)))
     logs = (
         ("training", "train_error", PROBLEMS[problem].official),
         ("test", "test_error", PROBLEMS[problem].official_test),
@@ -53,121 +71,165 @@ def _official(folder: Path, problem: str, seeds: int, decisive: bool) -> Iterato
             if len(found) < 2:
                 continue
             low, high = prediction(found)
+            mean = float(np.exp(np.log(found).mean()))
             # The interval of a few runs is so wide that to lie inside it says little.
-            inside = "reproduced" if len(found) >= LEAST else "inconclusive"
+            inside = "reproduced" if len(found) >= LEAST and not ends else "inconclusive"
             yield Claim(
-                f"{which} error at iteration {step} as in the authors' run", "the authors' log", f"{problem}, {TRI}",
-                f"{value:g}", f"{np.exp(np.log(found).mean()):.4g}, from {min(found):.4g} to {max(found):.4g}",
-                len(found), f"95 % prediction interval [{low:.4g}, {high:.4g}] of one more run",
+                f"{which} error at iteration {step} as in the authors' run", "the authors' log",
+                f"{where(folder, problem)}; {TRI}", f"{value:g}",
+                f"{mean:.4g}, {mean / value:.3f} times the log's, from {min(found):.4g} to {max(found):.4g}{ends}",
+                len(found),
+                f"95 % prediction interval [{low:.4g}, {high:.4g}] of one more run{_one(runs, step, column)}",
                 inside if low <= value <= high else holds(False, decisive=decisive),
             )  # fmt: skip
 
 
-def _methods(folder: Path, problem: str, settings: dict[str, Any], decisive: bool) -> Iterator[Claim]:
-    early = settings["early"]
-    pairs = [
-        (evaluations(folder, problem, TRI, s), evaluations(folder, problem, DIAGONAL, s))
-        for s in range(settings["early_seeds"])
-    ]
-    both = [(a, b) for a, b in pairs if all(run is not None and at(run, early) is not None for run in (a, b))]
+def _one(runs: list[Any], step: int, column: str) -> str:
+    """How much one iteration is about a step: the log does not say on which side of the update it counts."""
+    before = [[at(run, s, column) for s in (step - 10, step)] for run in runs]
+    falls = [math.log(a / b) / 10 for a, b in before if a and b]
+    return f"; the log may count before or after the update, here {np.mean(falls):.1%} of error" if falls else ""
+
+
+def _inverses(folder: Path, problem: str, settings: dict[str, Any]) -> Iterator[Claim]:
+    """The two inverses: pairs by seed to the early iteration, one pair or a few to the end."""
+    early, every, last = (settings[key] for key in ("early", "every", "iterations"))
+    names = [((problem, TRI, s), (problem, DIAGONAL, s)) for s in range(settings["early_seeds"])]
+    pairs = [(evaluations(folder, *one), evaluations(folder, *other)) for one, other in names]
+    setting = where(folder, problem) + early_end(folder, *(name for pair in names for name in pair))
+    middle = (early + last) // 2 // every * every
+    both = _to(pairs, early)
     if len(both) > 1:
-        yield _ahead(problem, early, both)
-        yield _fewer(problem, early, both)
-    tri, diagonal = pairs[0]
-    if tri is not None and diagonal is not None:
-        yield _per_second(problem, tri, diagonal, decisive)
-    baseline = evaluations(folder, problem, BASELINE, 0)
-    if tri is not None and baseline is not None:
-        yield _orders(problem, tri, baseline, decisive)
-    batch = settings["fixed_batches"][-1]
-    without = evaluations(folder, problem, NO_MOMENTUM, "batch", batch)
-    if without is not None and baseline is not None:
-        yield _without_momentum(problem, batch, without, baseline, decisive)
+        yield _ahead(setting, early, both)
+    # At the start gamma is so large that both inverses nearly are one: what comes later tells more.
+    ranges = ((0, early), (early * 2 // 5 // every * every, early), (early, middle), (middle, last))
+    for start, end in dict.fromkeys(ranges):
+        yield from _fewer(setting, start, end, _to(pairs, end))
+    if both:
+        yield _per_second(folder, setting, early, both, pairs[0])
 
 
-def _ahead(problem: str, early: int, both: list[tuple[Any, Any]]) -> Claim:
+def _to(pairs: list[tuple[Any, Any]], step: int) -> list[tuple[Any, Any]]:
+    """The pairs in which both have come to a step."""
+    return [(a, b) for a, b in pairs if all(run is not None and at(run, step) is not None for run in (a, b))]
+
+
+def _ahead(setting: str, early: int, both: list[tuple[Any, Any]]) -> Claim:
     effect = Effect([math.log(at(b, early) / at(a, early)) for a, b in both])  # type: ignore[operator]
     return Claim(
         "block-tridiagonal K-FAC is ahead of block-diagonal per iteration", "Section 13, Figure 11",
-        f"{problem}, iteration {early}, paired seeds", "a lower error",
+        f"{setting}; iteration {early}, paired seeds", "a lower error",
         f"block-diagonal's error is {math.exp(float(np.mean(effect.values))):.3f} times the other's", len(both),
         f"of the log ratio: {effect.told}", verdicts([effect])[0],
     )  # fmt: skip
 
 
-def _fewer(problem: str, early: int, both: list[tuple[Any, Any]]) -> Claim:
+def fewer(tri: Any, diagonal: Any, start: int, end: int) -> float | None:
+    """How many iterations fewer one run takes from the other's error at a step to its error at another.
+
+    Args:
+        tri: The one's evaluations.
+        diagonal: The other's.
+        start: Where the other begins.
+        end: Where it ends.
+
+    Returns:
+        The share of the other's; None where that one gets no further in between.
+    """
+    levels = [at(diagonal, step) for step in (start, end)]
+    if levels[0] is None or levels[1] is None or levels[1] >= levels[0]:
+        return None
+    began = reached(tri, levels[0], "step")
+    if began is None:
+        return 0.0  # it is so far behind that it is none, at best
     # A run that has not come as far when it ends has at least so many iterations.
-    needed = [reached(a, at(b, early), "step") or float(a["step"].iloc[-1]) for a, b in both]  # type: ignore[arg-type]
-    effect = Effect([1 - n / early for n in needed])
-    low, high = effect.interval
-    inside, apart = low >= 0.2 and high <= 0.3, high < 0.2 or low > 0.3
-    decided = "reproduced" if inside else "contradicted" if apart else "inconclusive"
-    return Claim(
+    until = reached(tri, levels[1], "step") or float(tri["step"].iloc[-1])
+    return 1 - (until - began) / (end - start)
+
+
+def _fewer(setting: str, start: int, end: int, pairs: list[tuple[Any, Any]]) -> Iterator[Claim]:
+    found = [share for a, b in pairs if (share := fewer(a, b, start, end)) is not None]
+    if not found or start == end:
+        return
+    effect = Effect(found)
+    yield Claim(
         "block-tridiagonal K-FAC's rate of progress is 25 to 40 % larger: 20 to 30 % fewer iterations", "Section 13",
-        f"{problem}, to block-diagonal's error at iteration {early}, growing batch", "0.2 to 0.3 fewer",
-        f"{np.mean(effect.values):.3f} fewer", len(both), effect.told.partition(", against")[0],
-        decided if len(both) >= 10 else "inconclusive",
+        f"{setting}; from block-diagonal's error at iteration {start} to that at {end}", "0.2 to 0.3 fewer",
+        f"{np.mean(found):.3f} fewer", len(found), effect.told.partition(", against")[0], between(effect, 0.2, 0.3),
     )  # fmt: skip
 
 
-def _per_second(problem: str, tri: Any, diagonal: Any, decisive: bool) -> Claim:
-    level = float(diagonal["error"].iloc[-1])
-    when, whole = reached(tri, level, "seconds"), float(diagonal["seconds"].iloc[-1])
-    told = "never as low" if when is None else f"{when / whole:.2f} of its seconds"
+def _per_second(folder: Path, setting: str, early: int, both: list[tuple[Any, Any]], first: tuple[Any, Any]) -> Claim:
+    ratios = [_time(a, b.loc[b["step"] <= early]) for a, b in both]
+    effect = Effect(ratios)
+    whole = "" if any(run is None for run in first) else f"; seed 0 to its last error: {_time(*first):.3f}"
     return Claim(
-        "block-tridiagonal K-FAC is only moderately better per second", "Section 13, Figure 10",
-        f"{problem}, to block-diagonal's last error {level:.3g}, seed 0", "somewhat below 1",
-        told, 1, "one run each; reproduced from 0.7 to 1",
-        holds(when is not None and 0.7 <= when / whole <= 1, decisive=decisive),
+        "block-tridiagonal K-FAC is only moderately better per second: 0.7 to 1 times the time",
+        "Section 13, Figure 10",
+        f"{setting}; {processor(folder)}, to block-diagonal's error at iteration {early}", "0.7 to 1",
+        f"{np.mean(ratios):.3f} of its {processor(folder)}{whole}", len(both),
+        effect.told.partition(", against")[0], between(effect, 0.7, 1.0),
     )  # fmt: skip
 
 
-def _orders(problem: str, tri: Any, baseline: Any, decisive: bool) -> Claim:
-    level = float(baseline["error"].min())
-    updates = float(baseline["step"][baseline["error"].idxmin()])
-    when = reached(tri, level, "step")
-    ratio = 0.0 if when is None else updates / when if when else 1.0
-    told = (
-        f"not to {level:.3g}"
-        if when is None
-        else f"to {level:.3g} in {when:.0f} against {updates:.0f} iterations, {ratio:.0f} times fewer"
-    )
+def _time(tri: Any, diagonal: Any) -> float:
+    """The time that one takes to the other's last error, as a share; at least its whole time where it never does."""
+    level, whole = float(diagonal["error"].iloc[-1]), float(diagonal["cpu_seconds"].iloc[-1])
+    return (reached(tri, level, "cpu_seconds") or max(whole, float(tri["cpu_seconds"].iloc[-1]))) / whole
+
+
+def _ended(setting: str, runs: Any) -> Claim:
+    wrong = [row for _, row in runs[runs["status"] != "finished"].iterrows()]
+    names = [f"{r['method']} {r['batch']} seed {r['seed']}: {r.get('message', r['status'])}" for r in wrong]
     return Claim(
-        "K-FAC with momentum takes orders of magnitude fewer iterations than the baseline", "Section 13, Figure 11",
-        f"{problem}, seed 0, to the baseline's least error", "a factor of 100 or more", told, 1,
-        "one run each; inconclusive from 10 to 100", holds(ratio >= 100, decisive=decisive and not 10 <= ratio < 100),
+        "every run comes to its end: none diverges, none meets a matrix that it cannot factorise", "ours", setting,
+        "all of them", "; ".join([f"{len(runs) - len(wrong)} of {len(runs)}", *names]), len(runs), "each run's status",
+        holds(not wrong),
     )  # fmt: skip
 
 
-def _without_momentum(problem: str, batch: int, without: Any, baseline: Any, decisive: bool) -> Claim:
-    level = float(without["error"].min())
-    when, base = (reached(run, level, "seconds") for run in (without, baseline))
-    assert when is not None  # it is its own least error
-    slower = base is not None and when >= 0.5 * base
-    told = f"{when:.3g} s, the baseline never as low" if base is None else f"{when:.3g} s, the baseline {base:.3g} s"
-    return Claim(
-        "without momentum K-FAC is not significantly faster than the baseline", "Section 13, Figures 10 and 11",
-        f"{problem}, batches of {batch}, to its least error {level:.3g}", "at least about as long", told, 1,
-        "one run each; reproduced from half of its seconds on", holds(slower, decisive=decisive and level > 0),
-    )  # fmt: skip
+def _minutes(folder: Path, problem: str, seeds: int, decisive: bool) -> Iterator[Claim]:
+    """What the issue asks of the machine's time."""
+    setting = f"{where(folder, problem)}; {TRI}, {processor(folder)}; evaluation is not counted"
+    runs = [run for s in range(seeds) if (run := evaluations(folder, problem, TRI, s)) is not None]
+    for step, most in MINUTES.items():
+        minutes = [v / 60 for run in runs if (v := at(run, step, "cpu_seconds")) is not None]
+        if minutes:
+            yield Claim(
+                f"iteration {step} within {most} minutes of computing on two cores", "ours", setting, f"at most {most}",
+                f"{max(minutes):.1f} processor minutes, the slowest of {len(minutes)}", len(minutes),
+                "compared as they are: on two idle cores no more than these pass, whatever the second one gains",
+                holds(max(minutes) <= most, decisive=decisive),
+            )  # fmt: skip
 
 
-def _batches(folder: Path, problem: str, settings: dict[str, Any], decisive: bool) -> Iterator[Claim]:
-    """Figure 9: how the cases that are needed depend on the batch."""
-    sizes = settings["fixed_batches"]
-    for method, (told, expected, least, most) in POWERS.items():
-        runs = [evaluations(folder, problem, method, "batch", m) for m in sizes]
-        if any(run is None for run in runs) or len(sizes) < 2:
-            continue
-        level = max(float(run["error"].min()) for run in runs)  # type: ignore[index]
-        cases = [reached(run, level, "examples") for run in runs]
-        if not all(cases):
-            continue  # one of them never got below its first error
-        slope = float(np.polyfit(np.log(sizes), np.log(cases), 1)[0])  # type: ignore[arg-type]
+def _machine(folder: Path, problem: str, summary: Any, seeds: int, decisive: bool) -> Iterator[Claim]:
+    """What the issue asks of the products' rate and of the memory."""
+    setting = f"{where(folder, problem)}; {TRI}, {processor(folder)}; evaluation is not counted"
+    own = summary[summary["status"] == "finished"]
+    whole = own[(own["method"] == TRI) & (own["batch"] == "growing") & (own["seed"].isin(map(str, range(seeds))))]
+    if len(whole) and "share_of_product_rate" in whole and whole["share_of_product_rate"].notna().any():
+        share = whole["share_of_product_rate"].dropna()
         yield Claim(
-            f"{method}: {told}", "Section 13, Figure 9",
-            f"{problem}, batches of {', '.join(map(str, sizes))}, to an error of {level:.3g}",
-            expected, f"cases grow with the batch to the power {slope:.2f}", len(sizes),
-            f"one run each; reproduced from {least:g} to {most:g}",
-            holds(least <= slope <= most, decisive=decisive),
+            "at least half of the measured rate of products over the whole run", "ours", setting, f"at least {SHARE}",
+            f"{share.min():.3f}, the least of {len(share)}", len(share),
+            "operations counted in products, factorisations not; the rate is the best of 2000 x 2000 products before "
+            "and after the runs, in processor seconds too",
+            holds(bool(share.min() >= SHARE), decisive=decisive),
         )  # fmt: skip
+    if len(own) and "peak_gib" in own and own["peak_gib"].notna().any():
+        peak = own["peak_gib"].dropna()
+        yield Claim(
+            "memory below 8 GiB", "ours", f"{data_name(folder, problem)}, all runs; the process's peak, data included",
+            f"below {MEMORY}", f"{peak.max():.2f} GiB, the most of {len(peak)}", len(peak), "over all sessions",
+            holds(bool(peak.max() < MEMORY), decisive=decisive),
+        )  # fmt: skip
+
+
+def baseline_told(folder: Path, problem: str) -> str:
+    """Tell the setting that the baseline's grid chose, its nearest rival, and whether it lies on the grid's bound."""
+    own = took(folder, problem, BASELINE, 0)
+    if "lr" not in own:
+        return ""
+    bound = "; on the grid's bound" if own["lr"] in (max(RATES), min(RATES)) else ""
+    return f"lr {own['lr']:g}, mu_max {own['momentum']:g}{rivals(folder, problem)}{bound}"

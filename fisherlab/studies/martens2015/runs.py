@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from fisherlab.studies.martens2015.problems import configured, growing, label
+from fisherlab.files import write_json
+from fisherlab.studies.martens2015.problems import configured, data_of, growing, label
 from fisherlab.studies.memory import forget_peak, peak
 from fisherlab.studies.study import Part, Tables, read_table
 
 MATRIX, REPEATS = 2000, 5  # of the machine's own rate
-OPERATIONS = "operations_{}.csv".format
 MEASURES = ["step", "examples", "seconds", "train_loss", "train_error", "test_error", "average_error", "objective"]
+MEASURES += ["cpu_seconds"]
 RECIPE = ["step", "loss", "damping", "rho", "alpha", "mu", "model_change", "gamma"]
 
 
@@ -30,11 +33,12 @@ def tables_of(name: str) -> tuple[str, ...]:
     return f"evaluations_{name}.csv", f"steps_{name}.csv.gz", f"took_{name}.csv"
 
 
-def part(told: str, name: str, cfg: DictConfig, folder: Path) -> Part:
+def part(told: str, problem: str, name: str, cfg: DictConfig, folder: Path) -> Part:
     """Make the part of the study that trains one run.
 
     Args:
         told: The part's name.
+        problem: A key of `PROBLEMS`.
         name: Of its tables, see `label`.
         cfg: The run's config.
         folder: The study's.
@@ -42,7 +46,7 @@ def part(told: str, name: str, cfg: DictConfig, folder: Path) -> Part:
     Returns:
         The part.
     """
-    return Part(told, tables_of(name), partial(trained, cfg, name, folder / "runs" / name))
+    return Part(told, tables_of(name), partial(trained, cfg, problem, name, folder / "runs" / name))
 
 
 def grown(
@@ -67,7 +71,7 @@ def grown(
     more += ["keep=all"] if not seed and stop is None else ["keep=nothing"]
     cfg = configured(problem, method, steps, settings["every"], *more)
     told = f"{problem}, {method}, seed {seed}" + (f" to iteration {stop}" if stop else "")
-    return part(told, label(problem, method, seed), cfg, folder)
+    return part(told, problem, label(problem, method, seed), cfg, folder)
 
 
 def fixed(problem: str, method: str, batch: int, settings: Mapping[str, Any], folder: Path) -> Part:
@@ -84,20 +88,24 @@ def fixed(problem: str, method: str, batch: int, settings: Mapping[str, Any], fo
         The part.
     """
     cfg = one_size(problem, method, batch, settings)
-    return part(f"{problem}, {method}, batch {batch}", label(problem, method, "batch", batch), cfg, folder)
+    name = label(problem, method, "batch", batch)
+    return part(f"{problem}, {method}, batch {batch}", problem, name, cfg, folder)
 
 
 def one_size(problem: str, method: str, batch: int, settings: Mapping[str, Any]) -> DictConfig:
     """Compose a run with batches of one size; the arguments are those of `fixed`."""
     more = [f"batch_size={batch}", "keep=nothing"]
-    return configured(problem, method, settings["fixed_iterations"], settings["every"], *more)
+    # As the baseline's: iteration 200 is the authors' for the growing batch, and these runs have 300 only.
+    more += [] if method == "baseline" else ["optimizer.average_from=0"]
+    return configured(problem, method, settings["fixed_iterations"], settings["fixed_every"], *more)
 
 
-def trained(cfg: DictConfig, name: str, home: Path, bar: tqdm[Any]) -> Tables:
-    """Train a run, or go on with it.
+def trained(cfg: DictConfig, problem: str, name: str, home: Path, bar: tqdm[Any]) -> Tables:
+    """Train a run, or go on with it; that it diverged, or that a solve failed, is an outcome.
 
     Args:
         cfg: Its config.
+        problem: A key of `PROBLEMS`.
         name: Of its tables.
         home: Its directory.
         bar: Progress.
@@ -106,28 +114,57 @@ def trained(cfg: DictConfig, name: str, home: Path, bar: tqdm[Any]) -> Tables:
         Its tables.
 
     Raises:
-        RuntimeError: If it failed.
+        RuntimeError: If it failed by an error.
         KeyboardInterrupt: If it was asked to stop.
     """
-    from fisherlab.training.run import resume, train
+    from fisherlab.training.run import resume, status_of, train
 
     bar.reset(cfg.steps)
+    session = Session(home)
 
     def watch(trainer: Any) -> None:
         bar.update(trainer.step - bar.n)
+        session.note()
 
-    forget_peak()
-    rates = [product_rate()]
-    with contextlib.redirect_stdout(io.StringIO()):
-        begun = (home / "config.yaml").exists()
-        result = resume(home, watch=watch) if begun else train(cfg, home, watch=watch)
-    rates.append(product_rate())
-    if result.status == "interrupted":
-        raise KeyboardInterrupt
-    if result.status == "failed":
-        raise RuntimeError(f"the run in '{home}' failed: see its status.json")
-    took = {"product_rate": max(rates), "threads": torch.get_num_threads(), "peak_gib": peak(), "status": result.status}
+    if not unsolved(status_of(home)):  # trained again, it would fail again
+        with contextlib.redirect_stdout(io.StringIO()):
+            begun = (home / "config.yaml").exists()
+            result = resume(home, watch=watch) if begun else train(cfg, home, watch=watch)
+        if result.status == "interrupted":
+            session.note(now=True)
+            raise KeyboardInterrupt
+        if result.status == "failed" and not unsolved(status_of(home)):
+            raise RuntimeError(f"the run in '{home}' failed: {status_of(home).get('error', 'the disk may be full')}")
+    took = session.end() | {"data": data_of(problem)[0]} | how_it_ended(status_of(home))
     return dict(zip(tables_of(name), (*recorded(home), pd.DataFrame([took])), strict=True))
+
+
+def unsolved(status: Mapping[str, Any]) -> bool:
+    """Whether a run failed because a matrix could not be factorised, not by an error, which leaves its traceback.
+
+    Args:
+        status: Its status.json.
+
+    Returns:
+        False also for one that has not failed.
+    """
+    return status.get("status") == "failed" and "traceback" not in status
+
+
+def how_it_ended(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's status.json goes into the tables.
+
+    Args:
+        status: It.
+
+    Returns:
+        finished, diverged or failed; the last step; why, in one line, where there is something to tell.
+    """
+    return {
+        "status": status["status"],
+        "last_step": status.get("step"),
+        "message": status.get("error", status.get("message")),
+    }
 
 
 def recorded(run: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -152,58 +189,61 @@ def error(evaluations: Any) -> Any:
     return evaluations[both].min(axis=1)
 
 
+class Session:
+    """What the machine and a run took, over all sessions in which it was trained: each is kept beside the run.
+
+    Args:
+        home: The run's directory, which may not exist yet.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.path = home.with_name(f"{home.name}.sessions.json")
+        self.earlier: list[dict[str, Any]] = json.loads(self.path.read_text())["sessions"] if self.path.exists() else []
+        forget_peak()
+        self._began, self._noted = (time.perf_counter(), time.process_time()), -math.inf
+        self.rate = product_rate()
+
+    def note(self, *, now: bool = False) -> None:
+        """Write down how it stands: a session may be killed.
+
+        Args:
+            now: Whether to do so even if that was done within the last ten seconds.
+        """
+        clock = time.perf_counter()
+        if not now and clock - self._noted < 10:
+            return
+        self._noted = clock
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"sessions": [*self.earlier, self._own()]})
+
+    def _own(self) -> dict[str, Any]:
+        spent = time.perf_counter() - self._began[0], time.process_time() - self._began[1]
+        return {"product_rate": self.rate, "peak_gib": peak(), "seconds": spent[0], "cpu_seconds": spent[1]}
+
+    def end(self) -> dict[str, Any]:
+        """Measure the machine again, and sum up.
+
+        Returns:
+            The best rate of products and the most memory of all sessions, and their time with all that it went to.
+        """
+        self.rate = max(self.rate, product_rate())
+        self.note(now=True)
+        every = pd.DataFrame([*self.earlier, self._own()])
+        told = {"product_rate": every["product_rate"].max(), "threads": torch.get_num_threads()}
+        told |= {"peak_gib": every["peak_gib"].astype(float).max(), "sessions": len(every)}
+        return told | {f"{key}_in_all": round(every[key].sum(), 1) for key in ("seconds", "cpu_seconds")}
+
+
 def product_rate() -> float:
     """Measure the machine: float32 matrix products with the threads that are set.
 
     Returns:
-        GFLOP/s, the best of a few.
+        GFLOP per processor second, the best of a few.
     """
     a = torch.rand(MATRIX, MATRIX)
     seconds = []
     for _ in range(REPEATS):
-        began = time.perf_counter()
+        began = time.process_time()  # elapsed time would count what else runs
         a @ a
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.process_time() - began)
     return round(2 * MATRIX**3 / min(seconds) / 1e9, 2)
-
-
-def operations(problem: str, methods: Sequence[str], settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:
-    """Count the operations of products in steps of a method, per case and per step.
-
-    Twenty steps hold everything that recurs (T_1, T_2, T_3), the first three aside; two batch sizes tell what grows
-    with the batch. Factorisations are not counted.
-
-    Args:
-        problem: A key of `PROBLEMS`.
-        methods: Keys of `METHODS`.
-        settings: The scale's.
-        bar: Progress.
-
-    Returns:
-        operations_PROBLEM.csv: method, giga-operations per case and per step.
-    """
-    bar.reset(len(methods) * 2)
-    rows = []
-    for method in methods:
-        counts = {}
-        for batch in (160, 320):
-            counts[batch] = _count(problem, method, batch)
-            bar.update()
-        per_case = (counts[320] - counts[160]) / 160
-        rows.append({"method": method, "per_case": per_case, "per_step": counts[160] - 160 * per_case})
-    return {OPERATIONS(problem): pd.DataFrame(rows)}
-
-
-def _count(problem: str, method: str, batch: int) -> float:
-    """Giga-operations of a step, the mean of twenty."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from fisherlab.training.setup import prepare, resolve
-
-    experiment = prepare(resolve(configured(problem, method, 40, 40, f"batch_size={batch}")))
-    for _ in range(20):
-        experiment.optimizer.step(*experiment.next_batch())
-    with FlopCounterMode(display=False) as counter:
-        for _ in range(20):
-            experiment.optimizer.step(*experiment.next_batch())
-    return counter.get_total_flops() / 20 / 1e9
