@@ -1,8 +1,9 @@
 """A replica's part of a nested state: cut out, forgotten, copied; what replicas share is nobody's own."""
 
+import pytest
 import torch
 
-from fisherlab.optim.state import copied, forget, lane, mapped
+from fisherlab.optim.state import copied, forget, mapped, part
 
 REPLICAS = (2, 3)
 
@@ -12,11 +13,13 @@ def state():
     return {"own": [own, own + 100], "shared": shared, "other": torch.ones(7), "step": 5, "none": None}
 
 
-def test_a_lane_is_cut_with_ones_for_the_replica_axes():
+@pytest.mark.parametrize("places", [[[1], [2]], [[0, 1], [0, 2]], [[1], [2, 0]]])
+def test_replicas_are_cut_along_their_axes(places):
     whole = state()
-    cut = mapped(whole, lambda t: lane(t, (1, 2), REPLICAS))
-    assert torch.equal(cut["own"][1], whole["own"][1][1:2, 2:3])
-    assert torch.equal(cut["shared"], whole["shared"][1:2])
+    cut = mapped(whole, lambda t: part(t, places, REPLICAS))
+    rows, columns = places
+    assert torch.equal(cut["own"][1], whole["own"][1][rows][:, columns])
+    assert torch.equal(cut["shared"], whole["shared"][rows])
     assert torch.equal(cut["other"], whole["other"])
     assert (cut["step"], cut["none"]) == (5, None)
 
@@ -32,9 +35,9 @@ def test_forgetting_zeroes_what_is_a_lane_s_own_and_nothing_else():
     assert torch.equal(whole["other"], before["other"])
 
 
-def test_without_replica_axes_the_whole_is_the_lane():
+def test_without_replica_axes_the_whole_stays():
     t = torch.arange(4.0)
-    assert torch.equal(lane(t, (), ()), t)
+    assert torch.equal(part(t, [], ()), t)
 
 
 def test_a_copy_shares_nothing():

@@ -13,7 +13,7 @@ from fisherlab.training.trainer import Trainer
 from tests.sweep.test_group import alone, bare, group, name, runs  # noqa: F401
 from tests.training.conftest import tables
 
-KFAC = ["optimizer=kfac", "optimizer.inverse_period=4", "epochs=6", "evaluate_every=10", "checkpoint_every=0"]
+KFAC = ["optimizer=kfac", "optimizer.inverse_period=4", "epochs=3", "evaluate_every=10", "checkpoint_every=0"]
 
 
 @pytest.fixture
