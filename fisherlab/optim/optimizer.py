@@ -16,7 +16,7 @@ from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
 from fisherlab.models.dense import Dense
-from fisherlab.optim import saved
+from fisherlab.optim import failing, saved
 from fisherlab.optim.averaging import Average
 from fisherlab.optim.damping import make_policy
 from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
@@ -432,24 +432,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Returns:
             By the replica's index, an error that names the layer and the step at which it failed first.
         """
-        if self.preconditioner is None or (marks := self.preconditioner.failures()) is None:
-            return {}
-        steps, blocks = (t.cpu() for t in marks)
-        hit = [tuple(at) for at in (steps >= 0).nonzero().tolist()]
-        return {at: self._failure(int(steps[at]), int(blocks[at]), at) for at in hit}
-
-    def _failure(self, step: int, block: int, at: tuple[int, ...]) -> SolveError:
-        """Say which damped matrix of a replica could not be factorised."""
-        assert self.preconditioner is not None
-        place = f"of layer '{self.capture.layers[block].name}' " if self.preconditioner.structure.per_layer else ""
-        damping, l2 = (host(v).expand(self.replicas)[at].item() for v in (self.param_groups[0]["damping"], self.l2))
-        given = f"damping={damping}" + (f", and l2={l2} in the curvature" if self.l2_in_curvature and l2 else "")
-        return SolveError(
-            f"the damped {self.preconditioner.structure_name} matrix {place}could not be factorised at step {step}, "
-            f"not in float64 either ({given}): expected a larger damping, or a smaller lr if the statistics "
-            "are not finite",
-            step,
-        )
+        return failing.failures(self)
 
     def forget(self, at: Sequence[int]) -> None:
         """Set what is remembered of one replica to zero; the others keep their bits.

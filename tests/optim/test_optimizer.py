@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 import fisherlab
 from fisherlab.errors import SolveError, UsageError
-from fisherlab.optim import FisherOptimizer, Preconditioner
+from fisherlab.optim import FisherOptimizer, Preconditioner, failing
 from tests.cases import (
     KINDS,
     LAYERS,
@@ -321,7 +321,7 @@ def test_after_a_failure_a_larger_damping_goes_on(name):
 
 def test_the_message_of_a_failure_names_the_whole_damping():
     optimizer = natural(model_of(), "categorical", structure="full", damping=0.25, l2=0.5)
-    assert "(damping=0.25, and l2=0.5 in the curvature)" in str(optimizer._failure(0, 0, ()))
+    assert "(damping=0.25, and l2=0.5 in the curvature)" in str(failing.failure(optimizer, 0, 0, ()))
 
 
 def test_values_that_are_not_finite_are_an_error_too():
