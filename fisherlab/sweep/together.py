@@ -147,8 +147,9 @@ class _Group:
 
     def train(self, experiment: Experiment, places: list[list[int]], saved: dict[str, Any] | None) -> Trainer:
         """Train from a checkpoint, or from the start, to the end of all runs or of so many that the rest is thinned."""
-        jobs, setup = [self.jobs[i] for i in self._kept(places)], self.setup
-        left = Counter(job.status for i, job in enumerate(self.jobs) if i not in self._kept(places))
+        kept, setup = self._kept(places), self.setup
+        jobs = [self.jobs[i] for i in kept]
+        left = Counter(job.status for i, job in enumerate(self.jobs) if i not in kept)
         trainer = Trainer(
             experiment,
             [recorder(job.cfg, job.directory) for job in jobs],
