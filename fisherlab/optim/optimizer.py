@@ -15,11 +15,11 @@ from fisherlab.fisher.capture import Capture
 from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood, make_likelihood
-from fisherlab.models.dense import Dense
 from fisherlab.optim import failing, saved
 from fisherlab.optim.averaging import Average
 from fisherlab.optim.damping import make_policy
-from fisherlab.optim.hyper import Hyper, host, is_zero, not_negative, on, per_replica, positive
+from fisherlab.optim.hyper import Hyper, host, not_negative, on, per_replica, positive
+from fisherlab.optim.layout import cut, flat, l2_gradient, parameter_groups, replica_axes, sizes
 from fisherlab.optim.passes import Passes
 from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.quadratic import QuadraticRule
@@ -95,19 +95,13 @@ class FisherOptimizer(torch.optim.Optimizer):
         average_from: int = 0,
         seed: int | Sequence[int] = 0,
     ) -> None:
-        if rule not in (*RULES, "quadratic"):
-            raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), (*RULES, 'quadratic'))}")
         needy = {"damping": damping, "kl_clip": kl_clip, "lr_uncovered": lr_uncovered}
-        unused = [name for name, value in needy.items() if value is not None and preconditioner is None]
-        if unused:
-            raise UsageError(f"{unused[0]} has no effect without a preconditioner: expected none")
-        if preconditioner is not None and damping is None:
-            raise UsageError("damping=None does not fit a preconditioner: expected a number of at least 0")
+        _check_choices(rule, preconditioner, needy)
         self.model = model
         self.likelihood = make_likelihood(likelihood)
         self.rule = rule
         self.preconditioner = preconditioner
-        self.replicas = _replicas(model)
+        self.replicas = replica_axes(model)
         self.passes = Passes(model, self.likelihood, preconditioner, self.replicas, chunk)
         self.average = None if average is None else Average(average, average_from)
         self.policy = make_policy(damping, damping_start, damping_end, damping_steps)
@@ -115,7 +109,11 @@ class FisherOptimizer(torch.optim.Optimizer):
             preconditioner.tell_trace = self.policy.hear_trace
         self.l2, self.l2_biases, self.l2_in_curvature = not_negative("l2", l2), l2_biases, l2_in_curvature
         self.kl_clip = None if kl_clip is None else positive("kl_clip", kl_clip)
-        groups = self._groups(positive("lr", lr), lr_uncovered)
+        own = lr if lr_uncovered is None else lr_uncovered
+        covering = None if preconditioner is None else self.capture
+        groups = parameter_groups(model, covering, positive("lr", lr), positive("lr_uncovered", own))
+        if preconditioner is not None:
+            preconditioner.meet(model, self.capture.layers)
         self.quadratic = QuadraticRule(**(rule_options or {})) if rule == "quadratic" else None
         if self.quadratic is not None and (preconditioner is None or len(groups) > 1):
             raise UsageError("rule=quadratic needs a preconditioner that covers every parameter")
@@ -169,27 +167,6 @@ class FisherOptimizer(torch.optim.Optimizer):
             raise UsageError("the parameter groups follow from the model: expected a new optimizer for another model")
         super().add_param_group(param_group)
 
-    def _groups(self, lr: Hyper, lr_uncovered: Hyper | None) -> list[dict[str, Any]]:
-        """Split the trainable parameters in covered and uncovered."""
-        trainable = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
-        if not trainable:
-            raise UsageError("the model has no trainable parameters: expected at least one with requires_grad=True")
-        if self.preconditioner is None:
-            return [{"params": [p for _, p in trainable], "names": [n for n, _ in trainable], "lr": lr}]
-        if not self.capture.layers:
-            raise UsageError(
-                "the model has no layer that a natural gradient covers: expected nn.Linear or fisherlab.Dense"
-            )
-        self.preconditioner.meet(self.model, self.capture.layers)
-        names = {id(p): n for n, p in trainable}
-        covered = [p for layer in self.capture.layers for p in layer.parameters]
-        groups = [{"params": covered, "names": [names[id(p)] for p in covered], "lr": lr}]
-        rest = self.capture.uncovered
-        if rest:
-            own = lr if lr_uncovered is None else positive("lr_uncovered", lr_uncovered)
-            groups.append({"params": [p for _, p in rest], "names": [n for n, _ in rest], "lr": own})
-        return groups
-
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
         """Take one step on a batch.
@@ -205,7 +182,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             SolveError: If a damped matrix could not be factorised (CPU, no replica axes; else see `check`).
             UsageError: If the batch does not fit the model, or the model has changed.
         """
-        if not all(p.requires_grad for group in self.param_groups for p in group["params"]):
+        if not all(p.requires_grad for p in self.parameters):
             pairs = [pair for g in self.param_groups for pair in zip(g["names"], g["params"], strict=True)]
             frozen = next(name for name, p in pairs if not p.requires_grad)
             raise UsageError(f"'{frozen}' was frozen after construction: expected a new optimizer for what is left")
@@ -217,6 +194,20 @@ class FisherOptimizer(torch.optim.Optimizer):
             self.policy.hear_loss(loss)
         if self.record_norms or watched:
             self._write()
+        factors, predicted = self._apply_rule(x, directions)
+        ratio = Reduction(self, x, y, loss, factors, predicted) if watched else None
+        for _, p, part, scale in self.parts_of_step(factors):
+            p.addcmul_(part, scale, value=-1)
+        self.passes.late(x)
+        if ratio is not None and self.policy is not None:
+            self.report["rho"] = ratio.measure()
+            self.policy.tell(self.report["rho"])
+        if self.average is not None:
+            self.average.update(self.parameters)
+        return loss
+
+    def _apply_rule(self, x: Tensor, directions: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """Turn directions into vectors, of which the step is -c times; gives c per group, and M(delta) if known."""
         factors, norms, predicted = [], [], None
         if self.quadratic is not None:
             predicted = self.quadratic(self, x, directions[0])
@@ -230,18 +221,10 @@ class FisherOptimizer(torch.optim.Optimizer):
             if self.record_norms:  # now, while the cache holds them
                 norms.append(torch.linalg.vector_norm(self.vectors[i], dim=-1))
                 norms[i][1].mul_(factors[i])
-        ratio = Reduction(self, x, y, loss, factors, predicted) if watched else None
-        for _, p, part, scale in self.parts_of_step(factors):
-            p.addcmul_(part, scale, value=-1)
-        self.passes.late(x)
-        if ratio is not None and self.policy is not None:
-            self.report["rho"] = ratio.measure()
-            self.policy.tell(self.report["rho"])
-        if self.average is not None:
-            self.average.update(self.parameters)
         if self.record_norms:
-            self.report["grad_norm"], self.report["update_norm"] = _joint(norms).unbind()
-        return loss
+            joint = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
+            self.report["grad_norm"], self.report["update_norm"] = joint.unbind()
+        return factors, predicted
 
     def _begin_step(self) -> bool:
         """Let the policy choose lambda; gives whether it wants to hear of the reduction ratio."""
@@ -263,9 +246,9 @@ class FisherOptimizer(torch.optim.Optimizer):
             A parameter's name, itself, its part of the rule's vector, and c, which that is to be multiplied with.
         """
         for group, (_, v), c in zip(self.param_groups, self.vectors, factors, strict=True):
-            parts = v.split(_sizes(group["params"], self.replicas), -1)
+            parts = cut(v, group["params"], self.replicas)
             for name, p, part in zip(group["names"], group["params"], parts, strict=True):
-                yield name, p, part.view(p.shape), c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c
+                yield name, p, part, c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c
 
     @property
     def gradients(self) -> list[Tensor]:
@@ -275,12 +258,12 @@ class FisherOptimizer(torch.optim.Optimizer):
 
     def _write(self) -> None:
         if self._unwritten is not None:
-            self._flat(self._unwritten(), self.vectors[0][0])
+            flat(self._unwritten(), self.replicas, self.vectors[0][0])
             self._unwritten = None
 
     def _room(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Where the gradient of a parameter group, and beside it the rule's vector, are kept."""
-        shape, first = (2, *self.replicas, sum(_sizes(gradient, self.replicas))), gradient[0]
+        shape, first = (2, *self.replicas, sum(sizes(gradient, self.replicas))), gradient[0]
         if group == len(self.vectors):
             self.vectors.append(first.new_empty(shape))
         elif (self.vectors[group].device, self.vectors[group].dtype) != (first.device, first.dtype):
@@ -289,7 +272,7 @@ class FisherOptimizer(torch.optim.Optimizer):
 
     def _keep(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
         """Keep the gradient of a parameter group, flat."""
-        return self._flat(gradient, self._room(group, gradient))
+        return flat(gradient, self.replicas, self._room(group, gradient))
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -320,7 +303,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             self._again = partial(self.preconditioner.again, gradient, joined)
         self._unwritten = lambda: total(self._parts(gradient.layers), extra)  # computed where somebody asks for it
         self._room(0, self.param_groups[0]["params"])
-        steps = [self._clipped(self._flat(self._parts(direction)))]
+        steps = [self._clipped(flat(self._parts(direction), self.replicas))]
         if rest:
             mean = [g / x.shape[-2] for g in rest_gradients]
             steps.append(self._keep(1, total(mean, self.l2_gradient(rest))))
@@ -342,7 +325,7 @@ class FisherOptimizer(torch.optim.Optimizer):
             Flat [..., P].
         """
         assert self._again is not None
-        return self._flat(self._parts(self._again(damping)))
+        return flat(self._parts(self._again(damping)), self.replicas)
 
     def by_name(self, vector: Tensor) -> dict[str, Tensor]:
         """Cut a flat vector of the covered parameters.
@@ -354,8 +337,11 @@ class FisherOptimizer(torch.optim.Optimizer):
             By parameter name, shaped as the parameters.
         """
         group = self.param_groups[0]
-        parts = vector.split(_sizes(group["params"], self.replicas), -1)
-        return {n: v.reshape(p.shape) for n, p, v in zip(group["names"], group["params"], parts, strict=True)}
+        return dict(zip(group["names"], cut(vector, group["params"], self.replicas), strict=True))
+
+    def l2_gradient(self, parameters: list[Tensor]) -> list[Tensor] | None:
+        """L2's part of the objective's gradient; see `layout.l2_gradient`."""
+        return l2_gradient(parameters, self.l2, self.replicas, biases=self.l2_biases)
 
     def _clipped(self, direction: Tensor) -> Tensor:
         """KL clip: nu = min(1, sqrt(kappa / (lr^2 v^T grad)))."""
@@ -365,34 +351,6 @@ class FisherOptimizer(torch.optim.Optimizer):
         form = lr.square() * (direction * self.gradients[0]).sum(-1)
         nu = (on(self.kl_clip, direction, 0) / form).sqrt().clamp(max=1)
         return direction * torch.where(form > 0, nu, torch.ones_like(nu)).unsqueeze(-1)
-
-    def l2_gradient(self, parameters: list[Tensor]) -> list[Tensor] | None:
-        """L2's part of the objective's gradient.
-
-        Args:
-            parameters: Some of the model's.
-
-        Returns:
-            l2 * W, zero for biases unless asked; None where there is no L2.
-        """
-        if is_zero(self.l2):
-            return None
-        lead = len(self.replicas)
-        strength = {p.ndim: on(self.l2, p, p.ndim - lead) for p in parameters}
-        return [
-            p * strength[p.ndim] if p.ndim > lead + 1 or self.l2_biases else torch.zeros_like(p) for p in parameters
-        ]
-
-    def _flat(self, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-        """Write parts, shaped as the parameters, one after another into [..., P]."""
-        sizes = _sizes(parts, self.replicas)
-        if out is None:
-            out = parts[0].new_empty(*self.replicas, sum(sizes))
-        if all(t.is_contiguous() for t in parts):
-            return torch.cat([t.reshape(*self.replicas, -1) for t in parts], -1, out=out)
-        for t, room in zip(parts, out.split(sizes, -1), strict=True):  # strided ones are read but once
-            room.unflatten(-1, t.shape[len(self.replicas) :]).copy_(t)
-        return out
 
     def _parts(self, joined: list[Tensor]) -> list[Tensor]:
         return [part for layer, m in zip(self.capture.layers, joined, strict=True) for part in layer.split(m)]
@@ -477,18 +435,12 @@ class FisherOptimizer(torch.optim.Optimizer):
         saved.restore(self, state)
 
 
-def _replicas(model: nn.Module) -> torch.Size:
-    """The replica axes: what the weights of the Dense layers have before [out, in]."""
-    shapes = {module.weight.shape[:-2] for module in model.modules() if isinstance(module, Dense)}
-    if len(shapes) > 1:
-        raise UsageError(f"layers with different replica axes {sorted(map(tuple, shapes))}: expected one shape for all")
-    return next(iter(shapes), torch.Size())
-
-
-def _joint(norms: list[Tensor]) -> Tensor:
-    """The norm of vectors joined, from their own."""
-    return norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
-
-
-def _sizes(parameters: Sequence[Tensor], replicas: torch.Size) -> list[int]:
-    return [math.prod(p.shape[len(replicas) :]) for p in parameters]
+def _check_choices(rule: str, preconditioner: Preconditioner | None, needy: dict[str, Any]) -> None:
+    """Refuse a rule that is unknown, and what would have no effect or be missing."""
+    if rule not in (*RULES, "quadratic"):
+        raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), (*RULES, 'quadratic'))}")
+    unused = [name for name, value in needy.items() if value is not None and preconditioner is None]
+    if unused:
+        raise UsageError(f"{unused[0]} has no effect without a preconditioner: expected none")
+    if preconditioner is not None and needy["damping"] is None:
+        raise UsageError("damping=None does not fit a preconditioner: expected a number of at least 0")
