@@ -17,7 +17,7 @@ from fisherlab.fisher.linalg import full_precision
 from fisherlab.fisher.mixed import ends
 from fisherlab.fisher.relative import Form, check_relu, relative_statistics
 from fisherlab.likelihood import Likelihood
-from fisherlab.optim.relative import forms
+from fisherlab.optim.relative import check_used, forms
 from fisherlab.streams import Streams
 
 
@@ -180,6 +180,7 @@ class Preconditioner:
             where = ends(len(layers)) if mixed else [slice(0, 0), slice(0, len(layers)), slice(0, 0)]
             parts = list(zip(self.structure_names, where, strict=True))
             self.forms = forms(model, layers, parts, self.activation)
+            check_used(self.zone, self.forms)
 
     @property
     def observes(self) -> bool:
@@ -238,6 +239,8 @@ class Preconditioner:
                 self.structure.start_at_identity(found)
                 return
             self._update(found if spanned else replace(found, coefficients=None))
+            if self.late:
+                self.updates = 0  # it serves this step alone: the same batch counts again, after the step
 
     def observe_late(self, captured: Captured, likelihood: Likelihood) -> None:
         """Update the statistics after a step, where it was their turn.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from inspect import signature
 
 from torch import nn
 
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher.capture import Layer
-from fisherlab.fisher.relative import ZONES, Form
+from fisherlab.fisher.relative import ZONES, Form, relu_zone
 from fisherlab.models.dense import Dense
 from fisherlab.models.normalise import BatchNorm
 
@@ -50,6 +51,26 @@ def forms(
             before_its_second = joined and i % 2 == 0 and i + 1 < len(some)
             found.append(Form("linear" if structure == "shared" else own, joined, before_its_second))
     return found
+
+
+def check_used(zone: Mapping[str, float], found: Sequence[Form]) -> None:
+    """Refuse options of the relu's zone where there is no such zone.
+
+    Args:
+        zone: As `relu_zone` takes them.
+        found: The forms of all layers.
+
+    Raises:
+        UsageError: If one that is not its default would have no effect.
+    """
+    if any(form.activation == "relu" for form in found):
+        return
+    for name, option in signature(relu_zone).parameters.items():  # z, which has no default, is in no zone
+        if zone.get(name, option.default) != option.default:
+            raise UsageError(
+                f"{name}={zone[name]} has no effect, for no layer is seen as relu neurons: "
+                f"expected {name}={option.default}"
+            )
 
 
 def activation_after(model: nn.Module, layer: Layer) -> str:

@@ -125,12 +125,20 @@ def test_two_layers_that_share_a_block_take_constants_too():
 
 
 def test_so_do_they_where_a_late_average_starts_from_the_batch():
+    # The first batch serves the first step by its constants, and starts the average by the running ones after it.
     model, (x, y) = net(hidden=(5,)), batch_of("categorical", 7)
     first = Twin(with_constants(model, x), "categorical", x, y).fisher("exact")
     optimizer = two_layers_in_a_block(model, ema=0.5, ema_start="batch")
+    served, take = [], optimizer.preconditioner.structure.update
+    optimizer.preconditioner.structure.update = lambda *a: (
+        take(*a),
+        served.append(optimizer.preconditioner.structure.dense().clone()),
+    )
     optimizer.step(x, y)
     late = Twin(copy.deepcopy(model).eval(), "categorical", x, y).fisher("exact")
-    assert_close(optimizer.preconditioner.structure.dense(), (first + late) / 2, 1e-10)
+    assert len(served) == 2
+    assert_close(served[0], first, 1e-10)
+    assert_close(served[1], late, 1e-10)
 
 
 def test_where_nothing_is_back_propagated_a_step_has_one_pass_and_a_late_one():

@@ -93,6 +93,7 @@ class Twin:
             self.matrices = [torch.eye(m.shape[-1], dtype=m.dtype).expand_as(m) for m in self.batch(x)]
         if turn and (not self.late or not self.matrices):
             self.observe(x)
+            self.updates *= not self.late  # a late one's first serves its first step alone
         if self.steps % self.period == 0:
             self.inverses = []
             for family in self.matrices:
@@ -355,6 +356,7 @@ def rngd(model, **options):
         (lambda m: rngd(m, omega=0.0), "omega=0.0 is out of range: expected a number above 0"),
         (lambda m: rngd(m, iota=1.0), "iota=1.0 is out of range: expected a number in [0, 1)"),
         (lambda m: rngd(m, omega="wide"), "omega='wide' is out of range"),
+        (lambda m: rngd(m, iota=0.2), "iota=0.2 has no effect, for no layer is seen as relu neurons: expected iota=0."),
         (lambda m: rngd(m, late="no"), "late='no': expected true or false"),
         (lambda m: Preconditioner("mc", late=True), "late=true does not fit kind=mc: expected kind=relative"),
     ],
