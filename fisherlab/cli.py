@@ -112,8 +112,8 @@ def dispatch(args: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise UsageError(f"there is no command '{name}'; {did_you_mean(name, COMMANDS)}")
     command = COMMANDS[name]
-    if name != "train" and {"--help", "-h"} & set(rest):  # train has a help of its own, with every key
-        print(f"fisherlab {name} {command.arguments}".rstrip(), f"  {command.summary}", sep="\n")
+    if name != "train" and {"--help", "-h"} & set(rest):  # train's shows the values as chosen on its line
+        print(importlib.import_module("fisherlab.commands.help").about(name, rest))
         return 0
     return importlib.import_module(command.module).main(rest)
 
@@ -125,12 +125,13 @@ def overview() -> str:
         The text of `fisherlab --help`.
     """
     calls = {f"fisherlab {name} {command.arguments}": command.summary for name, command in COMMANDS.items()}
-    table = "".join(f"  {call:<40}{summary}\n" for call, summary in calls.items())
+    width = max(map(len, calls)) + 2
+    table = "".join(f"  {call:<{width}}{summary}\n" for call, summary in calls.items())
     return (
         "fisherlab: what preconditioning with the Fisher information does, and what the empirical Fisher breaks\n\n"
         f"Commands\n{table}\n"
         f"Examples\n{EXAMPLES}\n"
-        '`fisherlab train --help` lists every key; tab completion: eval "$(fisherlab -sc install=bash)"'
+        '`fisherlab COMMAND --help` lists every key; tab completion: eval "$(fisherlab -sc install=bash)"'
     )
 
 

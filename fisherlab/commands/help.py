@@ -1,4 +1,4 @@
-"""`fisherlab train --help`: every key with its value and the comment that stands beside it in the YAML files."""
+"""`fisherlab COMMAND --help`: every key with its value and the comment that stands beside it in the YAML files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fisherlab.cli import EXAMPLES
+from fisherlab.cli import COMMANDS, EXAMPLES
 from fisherlab.config import Source, compose, conf_dir, job
+from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.schema import show
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?P<value>[^#]*)(?:#\s*(?P<comment>.*))?")
@@ -100,6 +101,56 @@ def text(overrides: Sequence[str], source: Source, parser: argparse.ArgumentPars
             f"\nExamples\n{EXAMPLES}",
         ]
     )
+
+
+def about(name: str, args: Sequence[str]) -> str:
+    """Describe a command other than `train`.
+
+    Args:
+        name: Of the command.
+        args: What else was typed; a study's name adds its settings, at the scale that is chosen.
+
+    Returns:
+        The text.
+
+    Raises:
+        UsageError: If there is no such study or scale.
+    """
+    command, path = COMMANDS[name], conf_dir() / f"{name}.yaml"
+    lines = [f"fisherlab {name} {command.arguments}".rstrip(), f"  {command.summary}"]
+    if path.exists():
+        own, said = _load(path), comments(path)
+        parts = own.pop("defaults", [])
+        lines += ["\nKeys, with their defaults", *_table((f"{k}={v}", said.get(k, "")) for k, v in _values(own))]
+        if "train" in parts:
+            lines += ["  and every key of a training: `fisherlab train --help`"]
+    if name == "study":
+        studies = {study.stem: study for study in sorted((conf_dir() / "study").glob("*.yaml"))}
+        lines += ["\nStudies", *_table((study, summary(file)) for study, file in studies.items())]
+        for chosen in [arg for arg in args if "=" not in arg and arg not in ("--help", "-h", "all")]:
+            if chosen not in studies:
+                raise UsageError(f"there is no study '{chosen}'; {did_you_mean(chosen, ('all', *studies))}")
+            lines += [f"\nSettings of {chosen}", *_table(_settings(studies[chosen], args))]
+    examples = [line for line in EXAMPLES.splitlines() if line.startswith(f"  fisherlab {name} ")]
+    return "\n".join([*lines, *(["\nExamples", *examples] if examples else [])])
+
+
+def _load(path: Path) -> DictConfig:
+    found = OmegaConf.load(path)
+    assert isinstance(found, DictConfig)
+    return found
+
+
+def _settings(path: Path, args: Sequence[str]) -> list[tuple[str, str]]:
+    """A study's settings at the scale that is chosen; what they mean stands beside the first scale's."""
+    scales, said = _load(path).scales, comments(path)
+    usual = str(_load(conf_dir() / "study.yaml").scale)
+    chosen = next((arg.removeprefix("scale=") for arg in args if arg.startswith("scale=")), usual)
+    if chosen not in scales:
+        raise UsageError(f"scale={chosen}: expected {', '.join(scales)}; {did_you_mean(chosen, list(scales))}")
+    first = next(iter(scales))
+    values = _values(scales[chosen], f"study.scales.{chosen}.")
+    return [(f"{k}={v}", said.get(f"scales.{first}.{k.split('.', 3)[-1]}", "")) for k, v in values]
 
 
 def _values(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
