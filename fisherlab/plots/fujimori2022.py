@@ -221,5 +221,7 @@ def _policies(tables: list[Path]) -> Figure:
                 axis.text(at, 0.98, told, rotation=90, ha="center", va="top", transform=axis.get_xaxis_transform())
         axis.set_xticks(range(len(names)), names, rotation=30)
         axis.set(yscale="log", ylabel="last training loss (nats)")
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high * (high / low) ** (0.4 if axis.texts else 0))  # room for what diverged
     legend(figure, axes, "search")
     return figure

@@ -93,8 +93,7 @@ def test_curves_and_histograms_are_of_the_best_runs(tmp_path):
     assert pooled[pooled["trials"] == 1]["count"].tolist() == [4]
 
 
-@pytest.mark.slow
-def policy_folder(tmp_path, **losses):
+def policy_folder(tmp_path, net="mlp", **losses):
     """Ends of two searches of each policy on ten fresh seeds; a loss of None is a search of which no trial finished."""
     rows = [
         {"policy": policy, "search": search, "seed": seed, "train_loss": None if loss is None else loss * 1.01**seed}
@@ -107,7 +106,7 @@ def policy_folder(tmp_path, **losses):
         for search in range(2)
         for seed in range(10)
     ]
-    pd.DataFrame(rows).to_csv(tmp_path / policies.ENDS("mlp"), index=False)
+    pd.DataFrame(rows).to_csv(tmp_path / policies.ENDS(net), index=False)
     return {claim.claim.split()[2]: claim for claim in policy_claims(tmp_path)}
 
 
@@ -119,12 +118,21 @@ def test_policies_are_held_against_the_constant(tmp_path):
     }
 
 
+def test_on_the_autoencoder_a_guess_is_of_784_pixels(tmp_path):
+    found = policy_folder(tmp_path, "autoencoder", constant=80.0, lm=66.0, settling=1e4, linear=None)
+    assert found["lm"].measured.startswith("log10 ratio 0.084")
+    ours, lost = (found[name].measured.split(";")[0] for name in ("settling", "linear"))
+    assert ours == lost == f"log10 ratio {math.log10(80 * 1.01**4.5 / (784 * math.log(2))):.3f}"
+    assert "counted as 784 ln 2" in found["linear"].measured
+
+
 def test_a_policy_of_which_every_trial_diverged_is_worse_and_says_so(tmp_path):
     found = policy_folder(tmp_path, constant=0.1, lm=None)["lm"]
     assert found.verdict == "contradicted"
     assert "in 2 searches every trial diverged" in found.measured
 
 
+@pytest.mark.slow
 def test_the_study_runs_whole_at_smoke_scale(tmp_path):
     assert main(["study", "fujimori2022", "scale=smoke", f"results={tmp_path}", "threads=1"]) == 0
     folder = tmp_path / "studies" / "fujimori2022" / "smoke"
