@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -11,6 +12,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
     A product with one row or one column is a matrix-vector product to BLAS where it is the only one of its batch, and
     sums in another order than among others: with a row, or column, of zeros more it is a matrix product everywhere.
+    Some BLAS (MKL on AMD's processors) sum small products in an order that depends on which factors are transposed:
+    what is repeated for the replicas keeps its layout, as it does where there is one.
 
     Args:
         left: [..., m, k].
@@ -20,8 +23,17 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         Tensor [..., m, n].
     """
     rows, columns = left.shape[-2], right.shape[-1]
-    if max(left.ndim, right.ndim) == 2 or (rows > 1 and columns > 1):  # without replicas there is nothing beside it
+    if max(left.ndim, right.ndim) == 2:  # without replicas there is nothing beside it
         return left @ right
     left = pad(left, (0, 0, 0, 1)) if rows == 1 else left
     right = pad(right, (0, 1)) if columns == 1 else right
-    return (left @ right)[..., :rows, :columns]
+    lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    return (_repeated(left, lead) @ _repeated(right, lead))[..., :rows, :columns]
+
+
+def _repeated(matrix: Tensor, lead: torch.Size) -> Tensor:
+    """Repeat a matrix along leading axes; what is transposed in memory stays so, which matmul would copy."""
+    if matrix.shape[:-2] == lead:
+        return matrix
+    expanded = matrix.expand(*lead, *matrix.shape[-2:])
+    return expanded.mT.contiguous().mT if matrix.stride(-2) == 1 else expanded.contiguous()

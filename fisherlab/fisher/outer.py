@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.capture import Inputs
@@ -73,5 +74,8 @@ class OuterProducts:
         n = self._width
         out = weights.new_zeros(len(lanes), n, n)
         for some, room in zip(lanes.split(LANES), out.split(LANES), strict=True):
-            room[:, self._row, self._column] = (self._products @ some.T.contiguous()).T
+            columns = some.T.contiguous()
+            if not self._products.is_sparse_csr:  # dense products sum in an order that depends on their number
+                columns = pad(columns, (0, LANES - len(some)))
+            room[:, self._row, self._column] = (self._products @ columns)[:, : len(some)].T
         return out.view(*weights.shape[:-1], n, n)

@@ -52,8 +52,15 @@ def part(t: Tensor, places: Sequence[Sequence[int]], replicas: Sequence[int]) ->
     """
     if _has_axes(t, replicas):
         for axis, own in enumerate(places):
-            t = t if t.shape[axis] == 1 else t.index_select(axis, torch.tensor(own, device=t.device))
+            t = t if t.shape[axis] == 1 else _selected(t, axis, own)
     return t
+
+
+def _selected(t: Tensor, axis: int, places: Sequence[int]) -> Tensor:
+    """Some places of an axis, laid out as the tensor: BLAS may sum in another order where a factor is transposed."""
+    order = sorted(range(t.ndim), key=t.stride, reverse=True)
+    found = t.permute(order).index_select(order.index(axis), torch.tensor(places, device=t.device))
+    return found.permute([order.index(i) for i in range(t.ndim)])
 
 
 def forget(state: Any, at: Sequence[int], replicas: Sequence[int]) -> None:
