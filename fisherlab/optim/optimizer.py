@@ -19,16 +19,15 @@ from fisherlab.optim import failing, saved
 from fisherlab.optim.averaging import Average
 from fisherlab.optim.damping import make_policy
 from fisherlab.optim.hyper import Hyper, host, not_negative, on, per_replica, positive
-from fisherlab.optim.layout import cut, flat, l2_gradient, parameter_groups, replica_axes, sizes
+from fisherlab.optim.layout import cut, flat, l2_gradient, parameter_groups, replica_axes
 from fisherlab.optim.passes import Passes
 from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.quadratic import QuadraticRule
 from fisherlab.optim.reduction import Reduction
-from fisherlab.optim.rules import adam_rule, momentum_rule
+from fisherlab.optim.rules import RULES, kl_clipped, options_of
 from fisherlab.optim.state import forget
+from fisherlab.optim.vectors import Vectors
 from fisherlab.streams import Streams
-
-RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
 
 
 class FisherOptimizer(torch.optim.Optimizer):
@@ -96,7 +95,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         seed: int | Sequence[int] = 0,
     ) -> None:
         needy = {"damping": damping, "kl_clip": kl_clip, "lr_uncovered": lr_uncovered}
-        _check_choices(rule, preconditioner, needy)
+        _check_choices(rule, rule_options or {}, preconditioner, needy)
         self.model = model
         self.likelihood = make_likelihood(likelihood)
         self.rule = rule
@@ -128,9 +127,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         super().__init__(groups, options)
         self.record_norms = False
         self.report: dict[str, Tensor] = {}
-        # Per group [2, ..., P], the objective's gradient and the rule's vector: one pass gives the norms of both.
-        self.vectors: list[Tensor] = []
-        self._unwritten: Callable[[], list[Tensor]] | None = None
+        self.vectors = Vectors(self.replicas)
         self._again: Callable[[Tensor], list[Tensor]] | None = None  # holds the batch, so no longer than a step
         self.rule_state: list[dict[str, Any]] = [{} for _ in self.param_groups]
 
@@ -151,7 +148,6 @@ class FisherOptimizer(torch.optim.Optimizer):
         Returns:
             The attributes, less the `step` that a learning-rate scheduler wraps, which belongs to this very object.
         """
-        self._write()
         return {k: v for k, v in self.__dict__.items() if k != "step"}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -193,7 +189,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         if self.policy is not None:
             self.policy.hear_loss(loss)
         if self.record_norms or watched:
-            self._write()
+            self.vectors.write()
         factors, predicted = self._apply_rule(x, directions)
         ratio = Reduction(self, x, y, loss, factors, predicted) if watched else None
         for _, p, part, scale in self.parts_of_step(factors):
@@ -214,13 +210,12 @@ class FisherOptimizer(torch.optim.Optimizer):
             self._again = None
             factors = [on(self.param_groups[0]["lr"], directions[0], 0)]
         for i, (group, direction) in enumerate(zip(self.param_groups, directions, strict=True)):
-            options = {k: group[k] for k in ("momentum", "nesterov", "beta1", "beta2", "eps") if k in group}
             if self.quadratic is None:
-                v = self.vectors[i][1]
+                options = {k: group[k] for k in options_of(RULES[self.rule]) if k in group}
+                v = self.vectors.pairs[i][1]
                 factors.append(RULES[self.rule](direction, self.rule_state[i], v, lr=group["lr"], **options))
             if self.record_norms:  # now, while the cache holds them
-                norms.append(torch.linalg.vector_norm(self.vectors[i], dim=-1))
-                norms[i][1].mul_(factors[i])
+                norms.append(self.vectors.norms(i, factors[i]))
         if self.record_norms:
             joint = norms[0] if len(norms) == 1 else torch.stack(norms).norm(dim=0)
             self.report["grad_norm"], self.report["update_norm"] = joint.unbind()
@@ -245,7 +240,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         Yields:
             A parameter's name, itself, its part of the rule's vector, and c, which that is to be multiplied with.
         """
-        for group, (_, v), c in zip(self.param_groups, self.vectors, factors, strict=True):
+        for group, (_, v), c in zip(self.param_groups, self.vectors.pairs, factors, strict=True):
             parts = cut(v, group["params"], self.replicas)
             for name, p, part in zip(group["names"], group["params"], parts, strict=True):
                 yield name, p, part, c.reshape(*c.shape, *[1] * (p.ndim - c.ndim)) if c.ndim else c
@@ -253,26 +248,7 @@ class FisherOptimizer(torch.optim.Optimizer):
     @property
     def gradients(self) -> list[Tensor]:
         """The last step's gradient of the objective, flat [..., P], one per parameter group; until the next step."""
-        self._write()
-        return [pair[0] for pair in self.vectors]
-
-    def _write(self) -> None:
-        if self._unwritten is not None:
-            flat(self._unwritten(), self.replicas, self.vectors[0][0])
-            self._unwritten = None
-
-    def _room(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
-        """Where the gradient of a parameter group, and beside it the rule's vector, are kept."""
-        shape, first = (2, *self.replicas, sum(sizes(gradient, self.replicas))), gradient[0]
-        if group == len(self.vectors):
-            self.vectors.append(first.new_empty(shape))
-        elif (self.vectors[group].device, self.vectors[group].dtype) != (first.device, first.dtype):
-            self.vectors[group] = first.new_empty(shape)  # the model has moved
-        return self.vectors[group][0]
-
-    def _keep(self, group: int, gradient: Sequence[Tensor]) -> Tensor:
-        """Keep the gradient of a parameter group, flat."""
-        return flat(gradient, self.replicas, self._room(group, gradient))
+        return self.vectors.gradients
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -288,7 +264,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         """The loss, and the gradient of the objective, flat, for every parameter alike."""
         parameters = self.param_groups[0]["params"]
         loss, found = self.passes.plain(x, y, parameters)
-        return loss, [self._keep(0, total(found, self.l2_gradient(parameters)))]
+        return loss, [self.vectors.keep(0, total(found, self.l2_gradient(parameters)))]
 
     def _natural(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The loss, and the natural gradient of the covered parameters and the plain one of the others, flat."""
@@ -301,12 +277,14 @@ class FisherOptimizer(torch.optim.Optimizer):
         direction = self.preconditioner(gradient, joined, damping.to(loss.device, non_blocking=True))
         if self.quadratic is not None:
             self._again = partial(self.preconditioner.again, gradient, joined)
-        self._unwritten = lambda: total(self._parts(gradient.layers), extra)  # computed where somebody asks for it
-        self._room(0, self.param_groups[0]["params"])
-        steps = [self._clipped(flat(self._parts(direction), self.replicas))]
+        self.vectors.make_room(0, self.param_groups[0]["params"])
+        self.vectors.keep_later(lambda: total(self._parts(gradient.layers), extra))
+        steps = [flat(self._parts(direction), self.replicas)]
+        if self.kl_clip is not None:
+            steps[0] = kl_clipped(steps[0], self.gradients[0], self.param_groups[0]["lr"], self.kl_clip)
         if rest:
             mean = [g / x.shape[-2] for g in rest_gradients]
-            steps.append(self._keep(1, total(mean, self.l2_gradient(rest))))
+            steps.append(self.vectors.keep(1, total(mean, self.l2_gradient(rest))))
         return loss, steps
 
     @property
@@ -342,15 +320,6 @@ class FisherOptimizer(torch.optim.Optimizer):
     def l2_gradient(self, parameters: list[Tensor]) -> list[Tensor] | None:
         """L2's part of the objective's gradient; see `layout.l2_gradient`."""
         return l2_gradient(parameters, self.l2, self.replicas, biases=self.l2_biases)
-
-    def _clipped(self, direction: Tensor) -> Tensor:
-        """KL clip: nu = min(1, sqrt(kappa / (lr^2 v^T grad)))."""
-        if self.kl_clip is None:
-            return direction
-        lr = on(self.param_groups[0]["lr"], direction, 0)
-        form = lr.square() * (direction * self.gradients[0]).sum(-1)
-        nu = (on(self.kl_clip, direction, 0) / form).sqrt().clamp(max=1)
-        return direction * torch.where(form > 0, nu, torch.ones_like(nu)).unsqueeze(-1)
 
     def _parts(self, joined: list[Tensor]) -> list[Tensor]:
         return [part for layer, m in zip(self.capture.layers, joined, strict=True) for part in layer.split(m)]
@@ -435,10 +404,16 @@ class FisherOptimizer(torch.optim.Optimizer):
         saved.restore(self, state)
 
 
-def _check_choices(rule: str, preconditioner: Preconditioner | None, needy: dict[str, Any]) -> None:
+def _check_choices(
+    rule: str, rule_options: dict[str, Any], preconditioner: Preconditioner | None, needy: dict[str, Any]
+) -> None:
     """Refuse a rule that is unknown, and what would have no effect or be missing."""
-    if rule not in (*RULES, "quadratic"):
-        raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), (*RULES, 'quadratic'))}")
+    rules = {**RULES, "quadratic": QuadraticRule}
+    if rule not in rules:
+        raise UsageError(f"rule={rule!r} is unknown: {did_you_mean(str(rule), rules)}")
+    options = options_of(rules[rule])
+    if unknown := [name for name in rule_options if name not in options]:
+        raise UsageError(f"rule={rule} has no option {unknown[0]!r}: {did_you_mean(unknown[0], options)}")
     unused = [name for name, value in needy.items() if value is not None and preconditioner is None]
     if unused:
         raise UsageError(f"{unused[0]} has no effect without a preconditioner: expected none")

@@ -235,12 +235,12 @@ class Preconditioner:
                 found = relative_statistics(captured, likelihood, self.forms, self.zone)
             else:
                 found = statistics(self.kind, captured, likelihood, y, observed, noise, self.max_columns, mean)
-            if self.late and self.ema_start == "identity":
+            if not self.late:
+                self._update(found if spanned else replace(found, coefficients=None))
+            elif self.ema_start == "identity":
                 self.structure.start_at_identity(found)
-                return
-            self._update(found if spanned else replace(found, coefficients=None))
-            if self.late:
-                self.updates = 0  # it serves this step alone: the same batch counts again, after the step
+            else:  # for this step alone: the average starts after it, from the same batch
+                self.structure.update(found, 0.0)
 
     def observe_late(self, captured: Captured, likelihood: Likelihood) -> None:
         """Update the statistics after a step, where it was their turn.

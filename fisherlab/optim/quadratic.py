@@ -188,7 +188,7 @@ class QuadraticRule:
             assert best.gamma is not None
             self.gamma.now = best.gamma
         self.last = best.v if self.momentum else None
-        optimizer.vectors[0][1].copy_(best.v)
+        optimizer.vectors.pairs[0][1].copy_(best.v)
         optimizer.report["alpha"] = best.coefficients[..., 0]
         optimizer.report["mu"] = best.coefficients[..., 1:].sum(-1)
         optimizer.report["model_change"] = best.predicted

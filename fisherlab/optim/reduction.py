@@ -53,7 +53,7 @@ class Reduction:
         change = {name: part * -scale for name, _, part, scale in optimizer.parts_of_step(factors)}
         with held(optimizer.model):
             form = fisher_products(optimizer.model, optimizer.likelihood, self.x, [change])[..., 0, 0]
-        pairs = list(zip(optimizer.vectors, factors, strict=True))
+        pairs = list(zip(optimizer.vectors.pairs, factors, strict=True))
         slope = torch.stack([-c * (g * v).sum(-1) for (g, v), c in pairs]).sum(0)
         size = torch.stack([c.square() * v.square().sum(-1) for (_, v), c in pairs]).sum(0)
         return slope + 0.5 * (form + host(optimizer.l2).to(slope.device, slope.dtype) * size)

@@ -6,6 +6,9 @@ to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,7 +19,9 @@ from fisherlab.optim.hyper import Hyper, host, is_zero, on
 State = dict[str, Any]
 
 
-def momentum_rule(direction: Tensor, state: State, v: Tensor, *, lr: Hyper, momentum: Hyper, nesterov: bool) -> Tensor:
+def momentum_rule(
+    direction: Tensor, state: State, v: Tensor, *, lr: Hyper, momentum: Hyper = 0.0, nesterov: bool = False
+) -> Tensor:
     """Heavy ball or Nesterov momentum, acting on the (preconditioned) direction, as torch.optim.SGD.
 
     Args:
@@ -47,7 +52,14 @@ def momentum_rule(direction: Tensor, state: State, v: Tensor, *, lr: Hyper, mome
 
 
 def adam_rule(
-    direction: Tensor, state: State, v: Tensor, *, lr: Hyper, beta1: Hyper, beta2: Hyper, eps: Hyper
+    direction: Tensor,
+    state: State,
+    v: Tensor,
+    *,
+    lr: Hyper,
+    beta1: Hyper = 0.9,
+    beta2: Hyper = 0.999,
+    eps: Hyper = 1e-8,
 ) -> Tensor:
     """Adam (Kingma and Ba 2015), as torch.optim.Adam.
 
@@ -69,15 +81,48 @@ def adam_rule(
     keep2 = on(1 - host(beta2), direction)
     state["mean"].lerp_(direction, on(1 - host(beta1), direction))
     state["square"].mul_(on(beta2, direction)).addcmul_(direction * keep2, direction)
-    # Python's power, one replica at a time: a vectorised power may round differently in its tail.
-    correction1 = 1 - _power(beta1, state["step"])
-    correction2 = (1 - _power(beta2, state["step"])).sqrt()
+    correction1 = _each(beta1, lambda b: 1 - b ** state["step"])
+    correction2 = _each(beta2, lambda b: (1 - b ** state["step"]) ** 0.5)
     denominator = (state["square"].sqrt() / on(correction2, direction)).add_(on(eps, direction))
     step_size = on(host(lr) / correction1, direction)
     torch.mul(state["mean"], step_size, out=v).div_(denominator)
     return torch.ones((), dtype=direction.dtype, device=direction.device)
 
 
-def _power(base: Hyper, exponent: int) -> Tensor:
-    bases = host(base)
-    return torch.tensor([b**exponent for b in bases.flatten().tolist()], dtype=torch.float64).reshape(bases.shape)
+RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
+
+
+@cache
+def options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
+    """List the options of a rule that are its own.
+
+    Args:
+        rule: A rule, or a class of one; its own options are the keyword-only arguments, but for the learning rate.
+
+    Returns:
+        Their names.
+    """
+    return tuple(n for n, p in signature(rule).parameters.items() if p.kind is p.KEYWORD_ONLY and n != "lr")
+
+
+def kl_clipped(direction: Tensor, gradient: Tensor, lr: Hyper, kl_clip: Hyper) -> Tensor:
+    """Scale a direction v by nu = min(1, sqrt(kappa / (lr^2 v^T grad))).
+
+    Args:
+        direction: v, [..., P].
+        gradient: [..., P].
+        lr: Learning rate.
+        kl_clip: kappa.
+
+    Returns:
+        nu * v; v where v^T grad is not above 0.
+    """
+    form = on(lr, direction, 0).square() * (direction * gradient).sum(-1)
+    nu = (on(kl_clip, direction, 0) / form).sqrt().clamp(max=1)
+    return direction * torch.where(form > 0, nu, torch.ones_like(nu)).unsqueeze(-1)
+
+
+def _each(values: Hyper, function: Callable[[float], float]) -> Tensor:
+    """Python's arithmetic, one replica at a time: a vectorised power or root may round differently."""
+    found = host(values)
+    return torch.tensor([function(v) for v in found.flatten().tolist()], dtype=torch.float64).reshape(found.shape)

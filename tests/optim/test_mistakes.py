@@ -71,6 +71,10 @@ def test_bad_values_are_refused_at_construction_by_name(build, value, message):
         (lambda m: fisherlab.KFAC(nn.PReLU(), "categorical"), "no layer that a natural gradient covers"),
         (lambda m: fisherlab.SGD(m, "categorical", lr=torch.tensor([0.1, -1.0])), "lr=[0.1"),
         (lambda m: FisherOptimizer(m, "categorical", lr=0.1, rule="adm"), "rule='adm' is unknown: did you mean 'adam'"),
+        (
+            lambda m: FisherOptimizer(m, "categorical", lr=0.1, rule_options={"momentun": 0.9}),
+            "rule=momentum has no option 'momentun': did you mean 'momentum'",
+        ),
         (lambda m: fisherlab.SGD(m, "categorical", damping=1.0), "damping has no effect without a preconditioner"),
         (lambda m: fisherlab.Adam(m, "categorical", kl_clip=1.0), "kl_clip has no effect without a preconditioner"),
         (lambda m: fisherlab.SGD(m, "categorical", lr_uncovered=1.0), "lr_uncovered has no effect without a"),

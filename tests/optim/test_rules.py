@@ -4,8 +4,10 @@ import pytest
 import torch
 
 import fisherlab
-from fisherlab.optim.rules import _power, adam_rule, momentum_rule
+from fisherlab.optim import FisherOptimizer, Preconditioner
+from fisherlab.optim.rules import _each, adam_rule, momentum_rule
 from fisherlab.streams import generator
+from tests.cases import batch_of, model_of, parameters
 from tests.compare import assert_same_bits
 
 SIZES = [1, 7, 16, 33, 1001, 20_003]
@@ -80,7 +82,8 @@ def test_every_lane_of_a_group_has_the_bits_of_a_lone_run(name, size, dtype):
 def test_adam_s_bias_correction_is_the_same_power_in_every_lane(step):
     # torch.pow rounds differently in the tail of a tensor; Python's power is the one torch.optim uses.
     betas = torch.rand(5000, dtype=torch.float64, generator=generator(0, "b"))
-    assert_same_bits(_power(betas, step), torch.tensor([b**step for b in betas.tolist()], dtype=torch.float64))
+    found = _each(betas, lambda b: b**step)
+    assert_same_bits(found, torch.tensor([b**step for b in betas.tolist()], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adam"])
@@ -114,3 +117,19 @@ def test_the_optimizers_apply_the_rules_to_every_parameter(name):
         torch_s.step()
         for p, q in zip(model.parameters(), theirs.parameters(), strict=True):
             assert_same_bits(p, q)
+
+
+@pytest.mark.parametrize(("rule", "preset"), [("momentum", fisherlab.SGD), ("adam", fisherlab.Adam)])
+def test_options_that_are_not_given_are_the_presets(rule, preset):
+    one, two, (x, y) = model_of(), model_of(), batch_of("categorical")
+    FisherOptimizer(one, "categorical", lr=0.1, rule=rule).step(x, y)
+    preset(two, "categorical", lr=0.1).step(x, y)
+    assert_same_bits(parameters(one), parameters(two))
+
+
+def test_a_preconditioner_needs_none_of_them():
+    one, two, (x, y) = model_of(), model_of(), batch_of("categorical")
+    chosen = Preconditioner("exact", "kronecker")
+    FisherOptimizer(one, "categorical", lr=0.1, preconditioner=chosen, damping=0.1).step(x, y)
+    fisherlab.NaturalGradient(two, "categorical", lr=0.1, damping=0.1, structure="kronecker").step(x, y)
+    assert_same_bits(parameters(one), parameters(two))

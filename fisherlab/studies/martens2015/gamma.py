@@ -66,7 +66,7 @@ class Probe(QuadraticRule):
                 self._note(told, trial, before - moved(optimizer, x, trial.v), -float(trial.predicted))
             self._note("not rescaled", trial, before - moved(optimizer, x, found), None)
             self.bar.update()
-        optimizer.vectors[0][1].zero_()
+        optimizer.vectors.pairs[0][1].zero_()
         return torch.zeros((), device=x.device)
 
     def _note(self, step: str, trial: Trial, improvement: float, predicted: float | None) -> None:
