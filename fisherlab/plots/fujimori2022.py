@@ -20,6 +20,8 @@ COLOURS = {
     -5: "tab:green", -4: "tab:blue", -3: "tab:cyan", -2: "tab:purple", -1: "tab:orange", 0: "deeppink", 1: "tab:brown",
     2: "0.55",
 }  # fmt: skip
+LABELS = [*(f"$10^{{{decade}}}$" for decade in COLOURS), "SGD"]
+HIGHEST = 10  # loss that is drawn: one blow-up would leave no room for the others
 FIGURE_1 = (-4, 0, 1)  # decades of the paper's Figure 1
 
 
@@ -78,6 +80,16 @@ def _panels(titles: list[str], width: float = 3.4, height: float = 3.0, **shared
     return figure, axes
 
 
+def _label(axes: list[Axes], x: str, y: str) -> None:
+    """Label panels that share their axes: the lowest of each column, and the first of each row."""
+    shown = [axis for axis in axes if axis.axison]
+    columns = min(3, len(shown))
+    for i, axis in enumerate(shown):
+        lowest, first = i + columns >= len(shown), i % columns == 0
+        axis.set(xlabel=x if lowest else "", ylabel=y if first else "")
+        axis.tick_params(which="both", labelbottom=lowest, labelleft=first)
+
+
 def _by_damping(table: Any) -> Iterator[tuple[float, Any]]:
     for damping, part in table.groupby("damping", dropna=False):
         yield float(damping), part
@@ -93,9 +105,10 @@ def _curves(folder: Path, searched: dict[str, str]) -> Figure:
             axis.fill_between(
                 part["step"], smooth["q10"], smooth["q90"], color=_style(damping)["color"], alpha=0.12, lw=0
             )
-        axis.set(xlabel="iteration", ylabel="mini-batch loss (nats)", yscale="log")
-        axis.label_outer()
-    legend(figure, axes, "damping\n(mean of the best\nthird, middle 80 %)")
+        axis.set(yscale="log")
+    axes[0].set_ylim(top=min(HIGHEST, axes[0].get_ylim()[1]))
+    _label(axes, "iteration", f"mini-batch loss (nats, cut at {HIGHEST})")
+    legend(figure, axes, "damping\n(mean of the best\nthird, middle 80 %)", LABELS)
     return figure
 
 
@@ -121,8 +134,8 @@ def _losses(summary: Any) -> Figure:
                     )
                 if sampler == "tpe" and len(sgd):
                     axis.axhline(sgd[what].iloc[0], color=colour, ls="--", lw=0.9, label=f"{told}, SGD")
-        axis.set(xscale="log", yscale="log", xlabel="damping", ylabel="last training loss (nats)")
-        axis.label_outer()
+        axis.set(xscale="log", yscale="log")
+    _label(axes, "damping", "last training loss (nats)")
     legend(figure, axes)
     return figure
 
@@ -139,8 +152,8 @@ def _rates(folder: Path, searched: dict[str, str], summary: Any) -> Figure:
         bounds = summary[(summary["setting"] == setting) & summary["damping"].notna()].groupby("damping")
         for end in ("lr_low", "lr_high"):
             axis.plot(bounds[end].first(), color="0.6", lw=0.8, ls="--")
-        axis.set(xscale="log", yscale="log", xlabel="damping", ylabel="learning rate (star: best trial)")
-        axis.label_outer()
+        axis.set(xscale="log", yscale="log")
+    _label(axes, "damping", "learning rate (star: best trial)")
     return figure
 
 
@@ -184,9 +197,8 @@ def _gradients(folder: Path, rerun: dict[str, str]) -> Figure:
         for damping, part in _by_damping(own):
             by = part.groupby("at")["log10"]
             axis.errorbar(by.mean().index, by.mean(), by.std(), capsize=2, **_style(damping))
-        axis.set(xlabel="iteration", ylabel="log10 squared gradient norm")
-        axis.label_outer()
-    legend(figure, axes, "damping")
+    _label(axes, "iteration", "log10 squared gradient norm")
+    legend(figure, axes, "damping", LABELS)
     return figure
 
 
@@ -199,7 +211,7 @@ def _cosines(folder: Path) -> Figure:
         axis.plot(by.mean().index, by.mean(), **_style(damping))
         axis.fill_between(by.mean().index, by.min(), by.max(), color=_style(damping)["color"], alpha=0.15, lw=0)
     axis.set(xlabel="iteration", ylabel="cosine to the gradient", ylim=(-0.05, 1.05))
-    legend(figure, [axis], "damping")
+    legend(figure, [axis], "damping", LABELS)
     return figure
 
 

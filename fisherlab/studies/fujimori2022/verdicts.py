@@ -24,6 +24,7 @@ SMALLEST = math.log10(1.05)  # smallest interesting ratio of training losses, or
 EDGE = 0.05  # part of the range that counts as being at its bound
 PAPER_BEST = 1.0
 CHANCE = math.log10(math.log(10))  # log10 of the loss of a guess; what a diverged run is given
+ESCAPED = 1.0  # loss, of the LEVELS, at which the plateau counts as left
 RATIO = f"log10 ratio above log10 1.05 = {SMALLEST:.4f}"
 
 
@@ -47,6 +48,7 @@ def claims(folder: Path) -> list[Claim]:
             losses = log_losses(ends)
             edges = at_bounds(best_trials(trials["tpe"], 1), setting)
             found += _best_damping(losses, trials["tpe"], edges, own, setting)
+            found += _escape(ends, gradients, edges, own, setting)
             found += _gradients(gradients, edges, own, settings, setting)
             # The same number of trials for both, or no comparison.
             found += _slow(losses, edges, own, setting) if setting not in settings["small"] else []
@@ -163,7 +165,7 @@ def _best_damping(losses: Any, trials: Any, edges: Any, own: set[float], setting
     others = [d for d in finished.index if d != PAPER_BEST and ({d, PAPER_BEST} & own)]
     if not finished.get(PAPER_BEST, 0):
         return
-    rerun = [d for d in others if d in losses]
+    rerun = [d for d in others if finished[d]]
     effects = [Effect((losses[d] - losses[PAPER_BEST]).tolist(), SMALLEST) for d in rerun]
     decided = dict(zip(rerun, zip(effects, verdicts(effects), strict=True), strict=True))
     for other in others:
@@ -178,6 +180,32 @@ def _best_damping(losses: Any, trials: Any, edges: Any, own: set[float], setting
         bound = _bounds(edges, PAPER_BEST, other)
         told = f"log10 ratio {np.mean(effect.values):.3f}{bound}{_told(losses, PAPER_BEST, other)}"
         yield Claim(claim, *where, told, len(effect.values), effect.told, "inconclusive" if bound else verdict)
+
+
+def _escape(ends: Any, gradients: Any, edges: Any, own: set[float], setting: str) -> Iterator[Claim]:
+    """1e0 leaves the plateau first: the step at which the loss is reached, against that of every other damping."""
+    reached = gradients[(gradients["when"] == "loss") & np.isclose(gradients["at"], ESCAPED)]
+    reached = reached.loc[reached["layer"] == "all", ["damping", "rank", "seed", "step"]]
+    runs = ends.loc[ends["damping"].notna(), ["damping", "rank", "seed"]].merge(reached, how="left")
+    never = runs["step"].isna().groupby(runs["damping"]).sum()
+    by = runs.assign(log=np.log10(runs["step"].fillna(ends["step"].max())))
+    by = by.pivot_table(index="seed", columns="damping", values="log")
+    others = [d for d in by.columns if d != PAPER_BEST and ({d, PAPER_BEST} & own)] if PAPER_BEST in by else []
+    effects = [Effect((by[d] - by[PAPER_BEST]).tolist(), SMALLEST) for d in others]
+    for other, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
+        bound = _bounds(edges, PAPER_BEST, other)
+        missing = ", ".join(f"{d:g}: {never[d]}" for d in (PAPER_BEST, other) if never[d])
+        told = f"log10 ratio {np.mean(effect.values):.3f}{bound}"
+        yield Claim(
+            f"damping 1e0 leaves the plateau sooner than {other:g}",
+            f"Section 4, Figure 2; loss {ESCAPED:g} chosen after seeing the curves",
+            SETTINGS[setting].told,
+            f"{RATIO}, of the steps to loss {ESCAPED:g}",
+            told + (f"; runs that never arrive, counted as at the last step: {missing}" if missing else ""),
+            len(effect.values),
+            effect.told,
+            "inconclusive" if bound else verdict,
+        )
 
 
 def _stability(trials: Mapping[str, Any], setting: str) -> Iterator[Claim]:
@@ -230,9 +258,9 @@ def _gradients(
             "Section 4, Figure 1",
             SETTINGS[setting].told,
             f"{RATIO} at {when} {at:g}",
-            f"log10 ratio {np.mean(effect.values) if effect.values else math.nan:.3f}{bound}",
+            (f"log10 ratio {np.mean(effect.values):.3f}" if effect.values else "not reached by both") + bound,
             len(effect.values),
-            effect.told if effect.values else "not reached by both",
+            effect.told if effect.values else "none",
             "inconclusive" if bound else verdict,
         )
 
