@@ -10,13 +10,15 @@ from tests.compare import assert_close, assert_same_bits
 LAYOUTS = {"rows": lambda t: t, "columns": lambda t: t.mT.contiguous().mT}
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 61])
-@pytest.mark.parametrize("m", [1, 2, 5, 61])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 2, 5, 17, 61])
+@pytest.mark.parametrize("m", [1, 2, 5, 17, 61])
 @pytest.mark.parametrize("right", LAYOUTS)
 @pytest.mark.parametrize("left", LAYOUTS)
-def test_alone_as_beside_others(left, right, m, n):
-    a = LAYOUTS[left](torch.randn(2, 3, m, 33, generator=generator(0, "a")))
-    b = LAYOUTS[right](torch.randn(2, 1, 33, n, generator=generator(0, "b")))  # the lanes of a stream share it
+def test_alone_as_beside_others(left, right, m, n, dtype):
+    a = LAYOUTS[left](torch.randn(2, 3, m, 33, generator=generator(0, "a"), dtype=dtype))
+    # The lanes of a stream share it.
+    b = LAYOUTS[right](torch.randn(2, 1, 33, n, generator=generator(0, "b"), dtype=dtype))
     both, back = product(a, b), product(b.mT, a.mT)
     for s in range(2):
         for h in range(3):
