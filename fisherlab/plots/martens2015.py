@@ -163,29 +163,38 @@ def _runs(folder: Path, problems: list[str], batch: int, x: str, told: str) -> F
 
 
 def _seeds(folder: Path, problem: str, settings: dict[str, Any]) -> Figure:
-    """The runs over seeds, and where one more would lie, beside the authors' numbers."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
-    for method in (DIAGONAL, TRI):
-        found = [evaluations(folder, problem, method, seed) for seed in range(settings["early_seeds"])]
-        runs = [run for run in found if run is not None]
-        if not runs:
-            continue
-        for i, run in enumerate(runs):
-            _curve(axis, run, "step", method, lw=0.8, label=method if not i else None)
-        errors = pd.concat([run.set_index("step")["error"] for run in runs], axis=1)
-        enough = errors[errors.notna().sum(axis=1) >= 3]
-        if method == TRI and len(enough):
-            bounds = [prediction(row.dropna().tolist()) for _, row in enough.iterrows()]
-            low, high = zip(*bounds, strict=True)
-            look = {"color": LOOK[method]["color"], "alpha": 0.2, "lw": 0}
-            axis.fill_between(enough.index, low, high, label=f"95 % prediction interval, {TRI}", **look)
-    official = PROBLEMS[problem].official
-    if official:
-        axis.plot(list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)")
-    axis.set(yscale="log", xlabel="iteration", ylabel=ERROR, title=f"{problem}, growing batch")
-    axis.legend(frameon=False)
+    """The runs over seeds, and where one more would lie, beside the authors' numbers: training and test error."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    panels = (
+        ("train_error", "training", PROBLEMS[problem].official),
+        ("test_error", "test", PROBLEMS[problem].official_test),
+    )
+    for axis, (column, which, official) in zip(axes, panels, strict=True):
+        for method in (DIAGONAL, TRI):
+            found = [evaluations(folder, problem, method, seed) for seed in range(settings["early_seeds"])]
+            runs = [run.assign(error=run[column]) for run in found if run is not None]
+            for i, run in enumerate(runs):
+                _curve(axis, run, "step", method, lw=0.8, label=None if i else method)
+            if method == TRI:
+                _interval(axis, [run.set_index("step")["error"] for run in runs], LOOK[method]["color"])
+        if official:
+            axis.plot(list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)")
+        axis.set(yscale="log", xlabel="iteration", title=f"{problem}, growing batch, {which}")
+    axes[0].set_ylabel("error of the iterate (squared, per case)")
+    legend(figure, list(axes))
     return figure
+
+
+def _interval(axis: Axes, runs: list[Any], colour: Any) -> None:
+    """Where one more run would lie, wherever three or more have been evaluated."""
+    errors = pd.concat(runs, axis=1)
+    enough = errors[errors.notna().sum(axis=1) >= 3]
+    if len(enough):
+        bounds = [prediction(row.dropna().tolist()) for _, row in enough.iterrows()]
+        low, high = zip(*bounds, strict=True)
+        told = f"95 % prediction interval, {TRI}"
+        axis.fill_between(enough.index, low, high, label=told, color=colour, alpha=0.2, lw=0)
 
 
 def _batches(folder: Path, problem: str, sizes: list[int]) -> Figure:
