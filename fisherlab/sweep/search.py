@@ -165,7 +165,7 @@ class Search:
                     return []
                 number = self._new_batch()
                 stack.enter_context(claim(self.folder / "batches" / number))
-                asked = self._ask(number, size)
+                asked = self._counted(self._ask(number, size), trials)
             self._record([t for t in self.trials if t.number in asked])
             self._finish(number)
         return [t for t in self.trials if t.number in asked]
@@ -180,6 +180,14 @@ class Search:
                 dimension.suggest(trial)
             asked.append(trial.number)
         return asked
+
+    def _counted(self, asked: Sequence[int], trials: int) -> list[int]:
+        """Give back what is beyond so many trials: processes in other folders do not wait for this lock."""
+        first = {t.number for t in [t for t in self.trials if t.state.name not in ("FAIL", "WAITING")][:trials]}
+        for number in asked:
+            if number not in first:
+                self.study.tell(number, state=_state("FAIL"))
+        return [number for number in asked if number in first]
 
     def _new_batch(self) -> str:
         """Make the next batch's folder; no two processes make the same."""

@@ -279,6 +279,17 @@ def test_folders_that_share_a_storage_share_the_trials_and_leave_each_others_bat
     assert sorted(p.name for p in tmp_path.glob("*/runs/*")) == [f"{number:05d}" for number in (1, 2, 3, 4)]
 
 
+def test_what_two_folders_ask_for_at_once_is_not_too_much(tmp_path, monkeypatch):
+    storage = f"sqlite:///{tmp_path}/shared.db"
+    first = search(tmp_path / "a", storage=storage, name="shared", parallel=2)
+    second = search(tmp_path / "b", storage=storage, name="shared", parallel=2)
+    first.run(3)
+    monkeypatch.setattr(second, "_count", lambda *_: 2)  # as it was before the other asked for its last
+    second.run(3)
+    assert states(first) == ["COMPLETE"] * 3 + ["FAIL"]
+    assert not list((tmp_path / "b").glob("runs/*"))
+
+
 def test_a_torn_last_line_of_the_journal_costs_nothing(tmp_path):
     search(tmp_path / "a").run(4)
     with (tmp_path / "a" / JOURNAL).open("ab") as file:
