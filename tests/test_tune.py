@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,20 @@ def test_what_a_search_leaves(here, capsys):
     }  # fmt: skip
     best = table(folder).sort_values("value").iloc[0]
     assert f"(trial {best['number']}: lr={best['lr']:.4g}, " in out[-2]
+
+
+def test_the_best_of_a_model_of_ones_own_is_found_in_the_search_s_folder(here, unplotted):
+    (here / "ours" / "model").mkdir(parents=True)
+    own = "_target_: fisherlab.models.mlp\nhidden: [5]\nactivation: tanh\n"
+    (here / "ours" / "model" / "ours.yaml").write_text(own)
+    tiny = [key for key in TINY if not key.startswith("model.")]
+    assert main([*tiny, "--config-dir", "ours", "model=ours", "trials=2"]) == 0
+    (folder,) = tuned(here)
+    assert main([*tiny, "--config-dir", str(folder), "model=ours", "trials=2"]) == 0  # onto itself
+    shutil.rmtree(here / "ours")
+    assert main(["train", "--config-dir", str(folder), "--config-name", "best", "hydra.run.dir=again"]) == 0
+    best = table(folder).sort_values("value").iloc[0]
+    assert json.loads((here / "again" / "status.json").read_text())["final"]["train_loss"] == best["train_loss"]
 
 
 def test_the_same_command_goes_on_to_more_trials(here, unplotted, capsys):

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fisherlab.commands.listing import split_config_dir
-from fisherlab.composition import digest
+from fisherlab.composition import conf_dir, digest
 from fisherlab.config import Source, compose, job, run_directory, validate
 from fisherlab.errors import UsageError, did_you_mean
-from fisherlab.files import check_writable
+from fisherlab.files import check_writable, replace
 from fisherlab.schema import NULL, TEXT, check, name, show, whole
 
 if TYPE_CHECKING:
+    from fisherlab.sweep.search import Search
     from fisherlab.sweep.space import Dimension
 
 PRIMARY = "tune"
@@ -65,7 +68,9 @@ def main(args: Sequence[str]) -> int:
         [o for o in overrides if o.lstrip("+").partition("=")[0] != "trials"]
     )
     choices = {group: composed.hydra.runtime.choices[group] for group in ("dataset", "model", "optimizer")}
-    return _search(cfg, space, options, folder, trials, choices)
+    search = _search(cfg, space, options, folder)
+    _bring(source, folder)
+    return _run(search, trials, choices)
 
 
 def _leave_out(space: dict[str, Any], cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -76,19 +81,31 @@ def _leave_out(space: dict[str, Any], cfg: DictConfig, overrides: Sequence[str])
             print(f"space.{key} is left out: the optimizer has no {key}")
 
 
-def _search(
-    cfg: DictConfig, node: Mapping[str, Any], options: DictConfig, folder: Path, trials: int, choices: Mapping[str, str]
-) -> int:
+def _bring(source: Source, folder: Path) -> None:
+    """Copy the user's configs beside `best.yaml`, which names some of them."""
+    for group in source.groups() if source.folder else []:
+        for path in source.options(group).values():
+            there = folder / group / path.name
+            if not path.is_relative_to(conf_dir()) and not (there.exists() and there.samefile(path)):
+                there.parent.mkdir(exist_ok=True)
+                replace(there, partial(shutil.copyfile, path))
+
+
+def _search(cfg: DictConfig, node: Mapping[str, Any], options: DictConfig, folder: Path) -> Search:
+    """Begin a search, or open it, where all that was asked for makes sense."""
     from fisherlab.sweep.search import Search
     from fisherlab.sweep.space import read_space
-    from fisherlab.sweep.trials import write_trials
 
     space = read_space(node, cfg)
     _check(cfg, space, options.objective)
     check_writable(folder)
     chosen: Any = OmegaConf.to_container(options)
     chosen["sampler_seed"] = cfg.seed if options.sampler_seed is None else options.sampler_seed
-    search = Search(cfg, space, folder, **chosen)
+    return Search(cfg, space, folder, **chosen)
+
+
+def _run(search: Search, trials: int, choices: Mapping[str, str]) -> int:
+    from fisherlab.sweep.trials import write_trials
 
     def told() -> None:
         write_trials(search, choices)
@@ -98,11 +115,11 @@ def _search(
     table = write_trials(search, choices)
     states = table["state"].value_counts()
     print(", ".join(f"{count} {state}" for state, count in states.items()))
-    print(_stand(search, trials), folder, sep="\n")
+    print(_stand(search, trials), search.folder, sep="\n")
     return 0
 
 
-def _stand(search: Any, trials: int) -> str:
+def _stand(search: Search, trials: int) -> str:
     """How far the search is, and the best so far."""
     ended = sum(t.state.name in ("COMPLETE", "PRUNED") for t in search.trials)
     best = search.best
