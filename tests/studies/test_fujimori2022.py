@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 
 from fisherlab.cli import main
-from fisherlab.studies.fujimori2022 import policies, reruns, searches
-from fisherlab.studies.fujimori2022.policy_verdicts import policy_claims
+from fisherlab.studies.fujimori2022 import reruns, searches
 from fisherlab.studies.fujimori2022.settings import SETTINGS, configured, space
 from fisherlab.studies.fujimori2022.summary import _row
-from fisherlab.studies.fujimori2022.verdicts import at_bounds, with_base
+from fisherlab.studies.fujimori2022.tables import at_bounds, with_base
 
 SCALE = {"dataset": "digits", "steps": 20, "moments": [5, 10], "seeds": 2, "best": 2, "trials": 6}
 
@@ -91,45 +90,6 @@ def test_curves_and_histograms_are_of_the_best_runs(tmp_path):
     pooled = searches._histogram(runs)
     assert pooled[pooled["trials"] == 2]["count"].tolist() == [1, 8]
     assert pooled[pooled["trials"] == 1]["count"].tolist() == [4]
-
-
-def policy_folder(tmp_path, net="mlp", **losses):
-    """Ends of two searches of each policy on ten fresh seeds; a loss of None is a search of which no trial finished."""
-    rows = [
-        {"policy": policy, "search": search, "seed": seed, "train_loss": None if loss is None else loss * 1.01**seed}
-        | {
-            "status": policies.NONE if loss is None else "finished",
-            "lr": None if loss is None else 0.01,
-            "momentum": 0.5,
-        }
-        for policy, loss in losses.items()
-        for search in range(2)
-        for seed in range(10)
-    ]
-    pd.DataFrame(rows).to_csv(tmp_path / policies.ENDS(net), index=False)
-    return {claim.claim.split()[2]: claim for claim in policy_claims(tmp_path)}
-
-
-def test_policies_are_held_against_the_constant(tmp_path):
-    found = policy_folder(tmp_path, constant=0.1, linear=0.08, settling=0.12)
-    assert {name: claim.verdict for name, claim in found.items()} == {
-        "linear": "reproduced",
-        "settling": "contradicted",
-    }
-
-
-def test_on_the_autoencoder_a_guess_is_of_784_pixels(tmp_path):
-    found = policy_folder(tmp_path, "autoencoder", constant=80.0, lm=66.0, settling=1e4, linear=None)
-    assert found["lm"].measured.startswith("log10 ratio 0.084")
-    ours, lost = (found[name].measured.split(";")[0] for name in ("settling", "linear"))
-    assert ours == lost == f"log10 ratio {math.log10(80 * 1.01**4.5 / (784 * math.log(2))):.3f}"
-    assert "counted as 784 ln 2" in found["linear"].measured
-
-
-def test_a_policy_of_which_every_trial_diverged_is_worse_and_says_so(tmp_path):
-    found = policy_folder(tmp_path, constant=0.1, lm=None)["lm"]
-    assert found.verdict == "contradicted"
-    assert "in 2 searches every trial diverged" in found.measured
 
 
 @pytest.mark.slow

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from fisherlab.studies.fujimori2022.fresh import FEWER, MISSING, RATIO, SMALLEST
 from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE
-from fisherlab.studies.fujimori2022.verdicts import CHANCE, RATIO, SMALLEST, at_bounds
+from fisherlab.studies.fujimori2022.tables import at_bounds
 from fisherlab.studies.judge import LEAST, Effect, verdicts
 from fisherlab.studies.study import Claim, read_table
 
 COST = math.log10(1.05)
-# The loss of a guess, which a diverged run is given: of a class; of each of the autoencoder's pixels, black or white.
-GUESSES = {"autoencoder": ("784 ln 2", math.log10(784 * math.log(2)))}
+# A step that a learning rate scales does what the model predicts while it is small, so lambda falls until it is not.
+NOTES = {"lm": " (rho of the scaled step, by the model without lambda; no least lambda)"}
 
 
 def policy_claims(folder: Path) -> Iterator[Claim]:
@@ -48,33 +49,50 @@ def policy_claims(folder: Path) -> Iterator[Claim]:
 
 
 def _against_constant(ends: Any, net: str) -> Iterator[Claim]:
-    guess, chance = GUESSES.get(net, ("ln 10", CHANCE))
-    ends["log"] = np.log10(ends["train_loss"]).fillna(chance).clip(upper=chance)
-    by = ends.pivot_table(index="seed", columns="policy", values="log")  # a mean over the searches
-    searches = ends.groupby(["policy", "search"])["log"].mean().unstack()
-    others = [p for p in by.columns if p != "constant"]
-    effects = [Effect((by["constant"] - by[p]).tolist(), SMALLEST) for p in others]
-    for policy, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
-        spread = (searches.loc["constant"] - searches.loc[policy]).round(3).tolist()
-        bound = _at_bound(ends[ends["policy"].isin(["constant", policy])])
-        # Searches are independent too: the seeds' interval says nothing of them, so all must lie on the same side.
-        agree = all(s > SMALLEST for s in spread) or all(s < SMALLEST for s in spread)
-        failed = int((ends.loc[ends["policy"] == policy, "status"] != "finished").sum())
-        told = f"log10 ratio {np.mean(effect.values):.3f}; by search {spread}{bound}"
-        told += f"; {failed} fresh runs diverged, counted as {guess}" if failed else ""
-        none = ends.loc[(ends["policy"] == policy) & (ends["status"] == NONE), "search"].nunique()
-        told += f"; in {none} searches every trial diverged" if none else ""
-        told += f"; fewer than {LEAST} seeds decide nothing" if len(effect.values) < LEAST else ""
-        yield Claim(
-            f"damping policy {policy} ends with a lower training loss than a constant",
-            "beyond the paper",
-            f"{net}, the same search budget; {_chosen(ends[ends['policy'] == policy])}",
-            f"{RATIO}, in every search",
-            told,
-            len(effect.values),
-            effect.told,
-            verdict if agree and not bound else "inconclusive",
-        )
+    """Each policy: its loss where both finished, and how many of its fresh runs diverge; all searches must agree."""
+    ends = ends.assign(log=np.log10(ends["train_loss"]), lost=(ends["status"] != "finished").astype(float))
+    others = [p for p in sorted(set(ends["policy"])) if p != "constant"]
+    for column, claim, bound, expected in (
+        ("log", "ends with a lower training loss than a constant", SMALLEST, f"{RATIO}, in every search"),
+        ("lost", "diverges on fewer fresh seeds than a constant", FEWER, f"shares differ by more than {FEWER}, so too"),
+    ):
+        by = ends.pivot_table(index=["search", "seed"], columns="policy", values=column)
+        apart = {p: by["constant"] - by[p] if {p, "constant"} <= set(by) else by.iloc[:0, 0] for p in others}
+        effects = [Effect(apart[p].groupby("seed").mean().dropna().tolist(), bound) for p in others]
+        for policy, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
+            two = ends[ends["policy"].isin(["constant", policy])]
+            if column == "lost" and not two["lost"].any():
+                continue
+            spread = apart[policy].groupby("search").mean()
+            # Searches are independent too: the seeds' interval says nothing of them, so all must lie on the same side.
+            agree = bool((spread > bound).all() or (spread < bound).all())
+            lost = two.groupby("policy")["lost"].mean()
+            decided = agree and not _at_bound(two) and (column == "lost" or lost.max() <= MISSING)
+            nothing = column == "log" and lost[policy] == 1
+            verdict = verdict if decided else "inconclusive"
+            yield Claim(
+                f"damping policy {policy} {claim}",
+                "beyond the paper",
+                f"{net}, the same search budget{NOTES.get(policy, '')}; {_chosen(ends[ends['policy'] == policy])}",
+                expected,
+                _told(effect, spread, two, policy, column),
+                len(effect.values),
+                effect.told if effect.values else "none",
+                "contradicted" if nothing and len(two["seed"].unique()) >= LEAST else verdict,
+            )
+
+
+def _told(effect: Effect, spread: Any, two: Any, policy: str, column: str) -> str:
+    """What was measured, and what keeps it from deciding."""
+    what = "log10 ratio" if column == "log" else "difference of shares"
+    told = f"{what} {effect.mean:.3f}; by search {spread.round(3).tolist()}" if effect.values else "no run of both"
+    told += _at_bound(two)
+    lost = {p: f"{int(own.sum())} of {len(own)}" for p, own in two.groupby("policy")["lost"]}
+    told += f"; fresh runs that diverged: constant {lost['constant']}, {policy} {lost[policy]}"
+    none = two.loc[two["status"] == NONE].groupby("policy")["search"].nunique()
+    told += "".join(f"; {p}: every trial diverged in {count} searches" for p, count in none.items())
+    seeds = two["seed"].nunique()
+    return told + (f"; fewer than {LEAST} seeds decide nothing" if seeds < LEAST else "")
 
 
 def _at_bound(ends: Any) -> str:

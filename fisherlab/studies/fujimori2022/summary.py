@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
-from fisherlab.studies.fujimori2022.verdicts import at_bounds, best_trials, trials_of
+from fisherlab.studies.fujimori2022.tables import at_bounds, best_trials, trials_of
 from fisherlab.studies.study import Tables, settings_of
 
 RESAMPLES = 1000
