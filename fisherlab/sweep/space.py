@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fisherlab.errors import UsageError, did_you_mean
-from fisherlab.schema import show, validate
+from fisherlab.schema import OPTIMIZER_RULES, RULES, show, validate
 
-KEYS = ("low", "high", "log")
+KEYS = ("low", "high", "log", "whole")
 _ABSENT = object()
 
 
@@ -103,15 +104,7 @@ def _dimension(key: str, bounds: Mapping[str, Any], cfg: DictConfig) -> Dimensio
     for name in bounds:
         if name not in KEYS:
             raise UsageError(f"space.{key}.{name}: there is no such key; {did_you_mean(str(name), KEYS)}")
-    current = OmegaConf.select(cfg, key, default=_ABSENT)
-    if type(current) not in (int, float):
-        choices = list(_numbers(OmegaConf.to_container(cfg, resolve=True)))
-        what = f"{key}={show(current)} is no number"
-        if current is _ABSENT:
-            what = "the config has no such key"
-        elif OmegaConf.is_config(current):
-            what = f"'{key}' is no number"
-        raise UsageError(f"space.{key}: {what}; {did_you_mean(key, choices)}")
+    current = _current(key, cfg)
     low, high, log = bounds.get("low"), bounds.get("high"), bounds.get("log", False)
     if type(low) not in (int, float) or type(high) not in (int, float) or type(log) is not bool:
         raise UsageError(f"space.{key}={show(dict(bounds))}: expected numbers low and high, and log true or false")
@@ -121,8 +114,40 @@ def _dimension(key: str, bounds: Mapping[str, Any], cfg: DictConfig) -> Dimensio
         raise UsageError(f"space.{key}: low={low}, high={high}: expected low below high")
     if log and low <= 0:
         raise UsageError(f"space.{key}.low={low}: expected a number above 0, because its logarithm is searched")
-    whole = type(current) is int and type(low) is int and type(high) is int
+    ends = type(low) is int and type(high) is int
+    whole = bounds.get("whole", ends and _is_whole(key, current))
+    if type(whole) is not bool or (whole and not ends):
+        raise UsageError(f"space.{key}.whole={show(whole)}: expected true, with whole numbers low and high, or false")
     return Dimension(key, low, high, log, whole)
+
+
+def _current(key: str, cfg: DictConfig) -> float:
+    """The number that stands in the config, where a search can set it: not one that follows another, nor a seed."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    written = plain
+    for name in key.split("."):
+        inside = dict(enumerate(written)) if isinstance(written, list) else written
+        found = int(name) if isinstance(written, list) and name.isdigit() else name
+        written = inside.get(found, _ABSENT) if isinstance(inside, dict) else _ABSENT
+    if isinstance(written, str) and (source := re.fullmatch(r"\$\{([\w.]+)\}", written)):
+        raise UsageError(f"space.{key}: its value is that of '{source[1]}'; expected space.{source[1]}")
+    if key.endswith("seed"):
+        raise UsageError(f"space.{key}: a seed names a repeat; expected tune.seeds, how often each trial is repeated")
+    if type(written) not in (int, float):
+        what = f"{key}={show(written)} is no number"
+        if written is _ABSENT:
+            what = "the config has no such key"
+        elif isinstance(written, dict):
+            what = f"'{key}' is no number"
+        raise UsageError(f"space.{key}: {what}; {did_you_mean(key, list(_numbers(plain)))}")
+    number: float = written
+    return number
+
+
+def _is_whole(key: str, current: float) -> bool:
+    """Whether a number can only be whole: by its rule; where it has none, by how it is written."""
+    rule = {**RULES, **OPTIMIZER_RULES}.get(key)
+    return type(current) is int if rule is None else not rule.accepts(0.5)
 
 
 def _numbers(node: Any, prefix: str = "") -> Iterator[str]:
@@ -130,5 +155,5 @@ def _numbers(node: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for name, inside in node.items():
             yield from _numbers(inside, f"{prefix}{name}.")
-    elif type(node) in (int, float):
+    elif type(node) in (int, float) and not prefix.endswith("seed."):
         yield prefix[:-1]

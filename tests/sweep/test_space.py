@@ -35,11 +35,14 @@ def test_sections_are_dotted_keys_in_order():
     [
         ({}, "space={}: expected at least one number to search, for example space.lr"),
         ({"lrr": {"low": 0, "high": 1}}, "space.lrr: the config has no such key; did you mean 'lr'?"),
-        ({"optimizer": {"rl": {"low": 0, "high": 1}}}, "has no such key; did you mean 'optimizer.lr'?"),
-        ({"data_seed": {"low": 1, "high": 9}}, "space.data_seed: data_seed=null is no number; "),
+        ({"optimizer": {"rl": {"low": 0, "high": 1}}}, "space.optimizer.rl: the config has no such key; expected one of: batch_size"),
+        ({"data_seed": {"low": 1, "high": 9}}, "space.data_seed: a seed names a repeat; expected tune.seeds"),
+        ({"optimizer": {"lr": {"low": 0.1, "high": 1}}}, "space.optimizer.lr: its value is that of 'lr'; expected sp"),
+        ({"batch_size": {"low": 1, "high": 9, "whole": 1}}, "space.batch_size.whole=1: expected true, with whole"),
+        ({"l2": {"low": 0.5, "high": 9, "whole": True}}, "space.l2.whole=true: expected true, with whole numbers low"),
         ({"likelihood": {"low": 1, "high": 9}}, "space.likelihood: likelihood=auto is no number; "),
         ({"l2_biases": {"low": 0, "high": 1}}, "space.l2_biases: l2_biases=false is no number; "),
-        ({"optimizer": {"low": 0, "high": 1}}, "space.optimizer: 'optimizer' is no number; did you mean "),
+        ({"optimizer": {"low": 0, "high": 1}}, "space.optimizer: 'optimizer' is no number; expected one of: batch_size"),
         ({"lr": 3}, "space.lr=3: expected low and high, for example {low:0,high:1}"),
         ({"lr": None}, "space.lr=null: expected low and high"),
         ({"lr": {"low": 1, "hgih": 2}}, "space.lr.hgih: there is no such key; did you mean 'high'?"),
@@ -68,6 +71,14 @@ def test_what_makes_no_sense_is_refused_in_one_line(node, says):
 def test_end_fraction_is_searched_with_a_schedule():
     bounds = {"lr_schedule": {"end_fraction": {"low": 0, "high": 1}}}
     assert len(read_space(bounds, tiny(LINEAR))) == 1
+
+
+def test_a_number_that_may_be_a_fraction_is_searched_as_one_however_it_is_written():
+    node = {"damping": {"low": 1, "high": 100, "log": True}, "optimizer": {"samples": {"low": 1, "high": 4}}}
+    found = read_space(node, tiny("optimizer=kfac", "damping=1"))
+    assert [d.whole for d in found] == [False, True]
+    (damping,) = read_space({"damping": node["damping"] | {"whole": True}}, tiny("optimizer=kfac", "damping=1"))
+    assert damping.whole
 
 
 def test_whole_numbers_stay_whole():
