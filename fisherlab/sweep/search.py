@@ -34,6 +34,7 @@ from fisherlab.sweep.space import Dimension, with_values
 from fisherlab.sweep.storage import open_study
 
 ORPHAN = 60.0  # seconds after which a trial of a shared storage that belongs to no batch has lost its process
+POLL = 2.0  # seconds between looks at what another process trains
 ABOUT = "search.json"
 
 
@@ -110,6 +111,9 @@ class Search:
     def run(self, trials: int, after: Callable[[], None] = lambda: None) -> None:
         """Search until so many trials have ended, those of earlier starts and of other processes included.
 
+        What other processes in this folder still train is waited for, and taken up where they die; not what those in
+        other folders on the same storage do.
+
         Args:
             trials: How many.
             after: Called after each batch.
@@ -118,13 +122,16 @@ class Search:
             KeyboardInterrupt: If the user interrupts; the next start goes on.
             RuntimeError: If all trials of a batch failed; they would fail for ever.
         """
-        self.finish_stale()
-        while outcomes := self._batch(trials):
-            after()
-            if all(trial.state.name == "FAIL" for trial in outcomes):
+        held = self.finish_stale()
+        while (outcomes := self._batch(trials)) or held:
+            if outcomes:
+                after()
+            else:
+                time.sleep(POLL)
+            if outcomes and all(trial.state.name == "FAIL" for trial in outcomes):
                 message = outcomes[0].user_attrs.get("message")
                 raise RuntimeError(f"all {len(outcomes)} trials of a batch failed: {message}")
-            self.finish_stale()
+            held = self.finish_stale()
 
     @property
     def trials(self) -> list[Any]:
@@ -236,8 +243,13 @@ class Search:
             self._capacities[shape] = (tried.steps, tried.capacity)
         return Trial(tuple(jobs), *self._capacities[shape])
 
-    def finish_stale(self) -> None:
-        """Take up what processes that died have left: batches are trained to their end, the rest is asked for again."""
+    def finish_stale(self) -> bool:
+        """Take up what processes that died have left: batches are trained to their end, the rest is asked for again.
+
+        Returns:
+            Whether others still train batches of this folder.
+        """
+        held = False
         alive = ORPHAN if self.storage else 0.0  # in a journal of its own nobody asks without the folder's lock
         with self.locked():
             for trial in self.trials:
@@ -250,6 +262,8 @@ class Search:
                 with claim(self.folder / "batches" / number) as mine:
                     if mine:
                         self._finish(number)
+                    held |= not mine
+        return held
 
     def _finish(self, number: str) -> None:
         """Train what a batch has left, and tell its trials."""

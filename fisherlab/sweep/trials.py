@@ -30,7 +30,7 @@ def trials_table(search: Search) -> pd.DataFrame:
     Returns:
         One row per trial: `number`, `state` (complete, pruned, fail, running), `value`, a column per searched number,
         `status`, `step`, `seconds` of training, `message`, the last metrics (means over the seeds), and `run`, its run
-        directory in the search's folder, several joined by spaces.
+        directory in the search's folder, several joined by spaces; empty where a process in another folder trained it.
     """
     names = [d.key for d in search.space]
     rows = []
@@ -39,7 +39,8 @@ def trials_table(search: Search) -> pd.DataFrame:
         metrics = {k: v for k, v in facts.items() if k not in FACTS}
         row = {"number": trial.number, "state": trial.state.name.lower(), "value": trial.value}
         row |= {name: trial.params.get(name) for name in names} | {name: facts.get(name) for name in FACTS} | metrics
-        rows.append(row | {"run": " ".join(f"runs/{run}" for run in search.runs(trial))})
+        here = trial.user_attrs.get("batch", search.identity).startswith(search.identity)
+        rows.append(row | {"run": " ".join(f"runs/{run}" for run in search.runs(trial)) if here else None})
     table = pd.DataFrame(rows)
     return table[[*(c for c in table.columns if c != "run"), "run"]] if rows else table
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -19,6 +21,7 @@ from fisherlab.sweep.claim import claim
 from fisherlab.sweep.record import Record
 from fisherlab.sweep.space import Dimension
 from fisherlab.sweep.storage import JOURNAL
+from fisherlab.sweep.trials import trials_table
 from tests.sweep.searches import outcomes, search, states
 
 LR = (Dimension("lr", 1e-3, 1.0, log=True),)
@@ -254,6 +257,22 @@ def test_a_batch_that_another_process_holds_is_left_to_it(tmp_path):
     assert states(found) == ["FAIL", "WAITING"]
 
 
+def test_what_another_process_trains_is_waited_for_and_taken_up_where_it_dies(tmp_path, monkeypatch):
+    found, looks = search(tmp_path), []
+    ask(found, "0000")
+    with claim(tmp_path / "batches" / "0000") as other:
+
+        def look(_) -> None:
+            looks.append(states(found))
+            if len(looks) == 3:
+                other.release()
+
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=look, time=time.time))
+        found.run(1)
+    assert looks == [["RUNNING"]] * 3
+    assert states(found) == ["FAIL", "COMPLETE"]
+
+
 def test_a_young_trial_of_a_shared_storage_may_be_anothers(tmp_path, monkeypatch):
     storage = str(tmp_path / "shared.journal")
     first = search(tmp_path / "a", storage=storage, name="shared")
@@ -277,6 +296,9 @@ def test_folders_that_share_a_storage_share_the_trials_and_leave_each_others_bat
     assert Counter(states(first)) == {"FAIL": 1, "COMPLETE": 4}
     assert len({str(t.params) for t in first.trials[1:]}) == 4
     assert sorted(p.name for p in tmp_path.glob("*/runs/*")) == [f"{number:05d}" for number in (1, 2, 3, 4)]
+    for one in (first, second):  # each lists all trials, and the runs that it has
+        own = [path for path in trials_table(one)["run"].dropna() if path != "runs/00000"]
+        assert sorted(own) == sorted(f"runs/{p.name}" for p in one.folder.glob("runs/*"))
 
 
 def test_what_two_folders_ask_for_at_once_is_not_too_much(tmp_path, monkeypatch):
