@@ -1,6 +1,9 @@
-"""Matrix products whose bits do not depend on how many replicas stand beside each other."""
+"""Matrix products, and sums, whose bits do not depend on how many replicas stand beside each other."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -25,19 +28,40 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         Tensor [..., m, n].
     """
-    rows, columns = left.shape[-2], right.shape[-1]
+    rows, inner, columns = *left.shape[-2:], right.shape[-1]
     alone = max(left.ndim, right.ndim) == 2  # without replicas there is nothing beside it
-    if alone or (min(rows, columns) > SMALL and left.dtype != torch.float64):
+    if alone or (min(rows, inner, columns) > SMALL and left.dtype != torch.float64):
         return left @ right
-    left = pad(left, (0, 0, 0, 1)) if rows == 1 else left
-    right = pad(right, (0, 1)) if columns == 1 else right
+    if 1 in (rows, inner, columns):  # with one inner index, the gradients are such products
+        left = pad(left, (0, int(inner == 1), 0, int(rows == 1)))
+        right = pad(right, (0, int(columns == 1), 0, int(inner == 1)))
     lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    return (_repeated(left, lead) @ _repeated(right, lead))[..., :rows, :columns]
+    return (repeated(left, lead) @ repeated(right, lead))[..., :rows, :columns]
 
 
-def _repeated(matrix: Tensor, lead: torch.Size) -> Tensor:
-    """Repeat a matrix along leading axes; what is transposed in memory stays so, which matmul would copy."""
+def repeated(matrix: Tensor, lead: torch.Size) -> Tensor:
+    """Repeat a matrix along leading axes; what is transposed in memory stays so, which matmul would copy.
+
+    Args:
+        matrix: [..., m, n], whose leading axes broadcast to `lead`.
+        lead: The leading axes of the result.
+
+    Returns:
+        [*lead, m, n].
+    """
     if matrix.shape[:-2] == lead:
         return matrix
     expanded = matrix.expand(*lead, *matrix.shape[-2:])
     return expanded.mT.contiguous().mT if matrix.stride(-2) == 1 else expanded.contiguous()
+
+
+def summed(terms: Iterable[Tensor]) -> Tensor:
+    """Add tensors one after another: a sum over a stack of five or more goes another way where there are no replicas.
+
+    Args:
+        terms: At least one; all of one shape.
+
+    Returns:
+        A tensor of that shape.
+    """
+    return functools.reduce(torch.add, terms)

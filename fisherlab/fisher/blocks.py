@@ -13,7 +13,7 @@ from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import INVERSE_FROM, block_diagonal, by_lanes, cholesky, inverse, second_moment, symmetric
 from fisherlab.fisher.structure import Structure, stacked, total
-from fisherlab.products import product
+from fisherlab.products import product, summed
 
 MAX_SIZE = 10_000  # a float32 block of this size is 400 MB, and its Cholesky takes seconds
 MAX_NUMBERS = 10**9  # of all blocks together, 4 GB in float32
@@ -170,7 +170,7 @@ class Blocks(Structure):
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""
-        return torch.stack([m.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for m in self._lower]).sum(0)
+        return summed([m.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for m in self._lower])
 
     def dense(self) -> Tensor:
         """See `Structure.dense`."""

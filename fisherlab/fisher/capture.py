@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fisherlab.errors import UsageError
 from fisherlab.fisher.linalg import BLOCK, accumulate
 from fisherlab.models.dense import Dense
+from fisherlab.products import repeated
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Inputs:
         at = 0
         for part in self.parts:
             end = at + part.shape[-1]
-            accumulate(found[..., at:end], g, part.expand(*g.shape[:-2], -1, -1), 0.0, weight)
+            accumulate(found[..., at:end], g, repeated(part, g.shape[:-2]), 0.0, weight)
             at = end
         return found
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.structure import Structure, stacked, total
-from fisherlab.products import product
+from fisherlab.products import product, summed
 
 
 class Diagonal(Structure):
@@ -53,7 +53,7 @@ class Diagonal(Structure):
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""
-        return torch.stack([d.sum((-2, -1)) for d in self.entries]).sum(0)
+        return summed([d.sum((-2, -1)) for d in self.entries])
 
     def dense(self) -> Tensor:
         """See `Structure.dense`."""

@@ -17,7 +17,7 @@ from fisherlab.fisher.full import per_example
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import add_to_diagonal, cholesky
 from fisherlab.fisher.structure import Structure, stacked
-from fisherlab.products import product
+from fisherlab.products import product, summed
 
 MAX_ROWS = 20_000  # a float64 system of this size is 3.2 GB, and takes minutes
 
@@ -159,4 +159,4 @@ class Gram(Structure):
             (g * product(inputs.joined, layer.mT).unsqueeze(-3)).sum(-1).double()
             for inputs, g, layer in zip(stats.inputs, stats.gradients, v, strict=True)
         ]
-        return torch.stack(torch.broadcast_tensors(*terms)).sum(0).flatten(-2)
+        return summed(torch.broadcast_tensors(*terms)).flatten(-2)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fisherlab.errors import UsageError
 from fisherlab.fisher.capture import Captured, Inputs
 from fisherlab.likelihood import Likelihood
+from fisherlab.products import summed
 
 MAX_COLUMNS = 64
 
@@ -61,7 +62,7 @@ class Statistics:
         """The trace of the batch's whole Fisher, no structure assumed, [...]."""
         layers = zip(self.inputs, self.gradients, strict=True)
         sizes = [(s.a.square().sum(-1) + (s.ones or 0.0) ** 2) * g.square().sum(-1).sum(-2) for s, g in layers]
-        return torch.stack(torch.broadcast_tensors(*sizes)).sum(0).mean(-1) * self.weight
+        return summed(torch.broadcast_tensors(*sizes)).mean(-1) * self.weight
 
     @property
     def rows(self) -> int:

@@ -21,7 +21,7 @@ from fisherlab.fisher.linalg import (
     symmetric,
 )
 from fisherlab.fisher.structure import Structure, stacked, total
-from fisherlab.products import product
+from fisherlab.products import product, summed
 
 
 def input_factor(inputs: Inputs, old: Tensor | None = None, decay: float = 0.0) -> Tensor:
@@ -205,7 +205,7 @@ class Kronecker(Structure):
     def trace(self) -> Tensor:
         """See `Structure.trace`: of a Kronecker product, the product of the traces."""
         traces = [[m.diagonal(dim1=-2, dim2=-1).sum(-1) for m in pair] for pair in zip(self._a, self._g, strict=True)]
-        return torch.stack([a * g for a, g in traces]).sum(0)
+        return summed([a * g for a, g in traces])
 
     def dense(self) -> Tensor:
         """See `Structure.dense`: G (x) A, for a layer's matrix is laid out row by row."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import block_diagonal
 from fisherlab.fisher.structure import Structure, total
+from fisherlab.products import summed
 
 
 def ends(layers: int) -> list[slice]:
@@ -75,7 +76,7 @@ class Mixed(Structure):
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""
-        return torch.stack(torch.broadcast_tensors(*(part.trace() for part, _ in self._parts))).sum(0)
+        return summed(torch.broadcast_tensors(*(part.trace() for part, _ in self._parts)))
 
     def dense(self) -> Tensor:
         """See `Structure.dense`."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from fisherlab.fisher.blocks import Blocks
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import block_diagonal
+from fisherlab.products import summed
 
 
 class SharedBlocks(Blocks):
@@ -42,7 +42,7 @@ class SharedBlocks(Blocks):
     def trace(self) -> Tensor:
         """See `Structure.trace`: each block counts for all units."""
         traces = [m.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for m in self._lower]
-        return torch.stack([t * self._units[i] for i, t in enumerate(traces)]).sum(0)
+        return summed([t * self._units[i] for i, t in enumerate(traces)])
 
     def dense(self) -> Tensor:
         """See `Structure.dense`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fisherlab.fisher.capture import MeanGradient
 from fisherlab.fisher.kinds import Statistics
+from fisherlab.products import summed
 
 
 class Structure(ABC):
@@ -128,7 +129,7 @@ class Structure(ABC):
         Returns:
             Tensor [...].
         """
-        return torch.stack([(a * b).sum((-2, -1)) for a, b in zip(v, self.matvec(v), strict=True)]).sum(0)
+        return summed([(a * b).sum((-2, -1)) for a, b in zip(v, self.matvec(v), strict=True)])
 
     def start_at_identity(self, stats: Statistics) -> None:
         """Set the average to the identity before the first update.

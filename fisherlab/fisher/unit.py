@@ -10,6 +10,7 @@ from fisherlab.fisher.blocks import Blocks
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import accumulate
 from fisherlab.fisher.outer import OuterProducts
+from fisherlab.products import repeated
 
 CHUNK = 64 << 20  # bytes of one replica's rows that are formed at a time
 
@@ -55,7 +56,7 @@ class UnitBlocks(Blocks):
         accumulate(
             old.view(*old.shape[:-2], n * n),
             weights,
-            products.expand(*g.shape[:-3], -1, -1),
+            repeated(products, g.shape[:-3]),
             decay,
             (1 - decay) * weight,
         )

@@ -24,7 +24,7 @@ from fisherlab.optim.passes import Passes
 from fisherlab.optim.preconditioner import Preconditioner
 from fisherlab.optim.quadratic import QuadraticRule
 from fisherlab.optim.reduction import Reduction
-from fisherlab.optim.rules import RULES, kl_clipped, options_of
+from fisherlab.optim.rules import RULES, checked_options, kl_clipped, options_of
 from fisherlab.optim.state import forget
 from fisherlab.optim.vectors import Vectors
 from fisherlab.streams import Streams
@@ -116,7 +116,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         self.quadratic = QuadraticRule(**(rule_options or {})) if rule == "quadratic" else None
         if self.quadratic is not None and (preconditioner is None or len(groups) > 1):
             raise UsageError("rule=quadratic needs a preconditioner that covers every parameter")
-        options = dict(rule_options or {}) if self.quadratic is None else {}
+        options = checked_options(rule_options or {}) if self.quadratic is None else {}
         if damping is not None:
             options["damping"] = self.policy.start if self.policy else not_negative("damping", damping)  # type: ignore[arg-type]
         policy = {"damping_start": damping_start, "damping_end": damping_end}
@@ -247,7 +247,10 @@ class FisherOptimizer(torch.optim.Optimizer):
 
     @property
     def gradients(self) -> list[Tensor]:
-        """The last step's gradient of the objective, flat [..., P], one per parameter group; until the next step."""
+        """The last step's gradient of the objective, flat [..., P], one per parameter group.
+
+        Until the next step, and as long as the batch's tensors are not written to: it may be computed only now.
+        """
         return self.vectors.gradients
 
     @property

@@ -13,6 +13,7 @@ from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood
 from fisherlab.models.normalise import couples, held
 from fisherlab.optim.preconditioner import Preconditioner, examples
+from fisherlab.products import summed
 from fisherlab.streams import Streams
 
 
@@ -137,7 +138,7 @@ class Passes:
             mean = self.likelihood.mean(captured.output)
             observed, _ = captured.backward(self.likelihood.residual_at(mean, own))
             self.preconditioner.observe(captured, self.likelihood, own, observed, mean, self.streams, thinned=True)
-        return torch.stack(losses).sum(0), MeanGradient.formed(gradient), []
+        return summed(losses), MeanGradient.formed(gradient), []
 
     def mean_nll(self, x: Tensor, y: Tensor) -> Tensor:
         """Evaluate the mean nll of a batch.
@@ -153,7 +154,7 @@ class Passes:
         parts = [slice(start, start + chunk) for start in range(0, batch, chunk)]
         with held(self.model):
             sums = [self.likelihood.nll(self.model(x[..., p, :]), examples(y, x, p)).sum(-1) for p in parts]
-        return torch.stack(sums).sum(0) / batch
+        return summed(sums) / batch
 
     def _loss(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The mean nll [...], and E[y | f]."""

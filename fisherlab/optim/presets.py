@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fisherlab.errors import UsageError
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.likelihood import Likelihood
-from fisherlab.optim.hyper import Hyper, fraction, host, positive
+from fisherlab.optim.hyper import Hyper, fraction, host
 from fisherlab.optim.optimizer import FisherOptimizer
 from fisherlab.optim.preconditioner import Preconditioner
 
@@ -39,7 +39,7 @@ class SGD(FisherOptimizer):
         nesterov: bool = False,
         **options: Any,
     ) -> None:
-        rule = {"momentum": fraction("momentum", momentum), "nesterov": nesterov}
+        rule = {"momentum": momentum, "nesterov": nesterov}
         super().__init__(model, likelihood, lr=lr, rule_options=rule, **options)
 
 
@@ -69,7 +69,7 @@ class Adam(FisherOptimizer):
         eps: Hyper = 1e-8,
         **options: Any,
     ) -> None:
-        rule = {"beta1": fraction("beta1", beta1), "beta2": fraction("beta2", beta2), "eps": positive("eps", eps)}
+        rule = {"beta1": beta1, "beta2": beta2, "eps": eps}
         super().__init__(model, likelihood, lr=lr, rule="adam", rule_options=rule, **options)
 
 
@@ -131,7 +131,7 @@ class NaturalGradient(FisherOptimizer):
             samples=samples,
             max_columns=max_columns,
         )
-        rule = {"momentum": fraction("momentum", momentum), "nesterov": nesterov}
+        rule = {"momentum": momentum, "nesterov": nesterov}
         super().__init__(
             model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options
         )
@@ -220,7 +220,7 @@ class RNGD(FisherOptimizer):
             activation=activation,
             zone={"iota": iota, "omega": omega},
         )
-        rule = {"momentum": fraction("momentum", momentum), "nesterov": False}
+        rule = {"momentum": momentum, "nesterov": False}
         options = {"l2_in_curvature": False} | options  # damping is in parts of a trace
         super().__init__(
             model, likelihood, lr=lr, rule_options=rule, preconditioner=preconditioner, damping=damping, **options

@@ -17,6 +17,7 @@ from torch import Tensor
 from fisherlab.fisher.pushforward import fisher_products
 from fisherlab.models.normalise import held
 from fisherlab.optim.hyper import host
+from fisherlab.products import summed
 
 if TYPE_CHECKING:
     from fisherlab.optim.optimizer import FisherOptimizer
@@ -74,4 +75,4 @@ class Reduction:
         pulls, lead = self.optimizer.l2_gradient(parameters), len(self.optimizer.replicas)
         if pulls is None:
             return parameters[0].new_zeros(())
-        return 0.5 * torch.stack([(p * w).flatten(lead).sum(-1) for p, w in zip(parameters, pulls, strict=True)]).sum(0)
+        return 0.5 * summed([(p * w).flatten(lead).sum(-1) for p, w in zip(parameters, pulls, strict=True)])

@@ -6,7 +6,7 @@ to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.optim.hyper import Hyper, host, is_zero, on
+from fisherlab.optim.hyper import Hyper, fraction, host, is_zero, on, positive
 
 State = dict[str, Any]
 
@@ -37,6 +37,8 @@ def momentum_rule(
     """
     scale = on(lr, direction, 0)
     if is_zero(momentum):
+        if "buffer" in state:  # of steps with momentum, and perhaps v itself
+            state["buffer"] = state["buffer"].clone()
         v.copy_(direction)
         return scale
     decay = on(momentum, direction)
@@ -90,6 +92,7 @@ def adam_rule(
 
 
 RULES: dict[str, Callable[..., Tensor]] = {"momentum": momentum_rule, "adam": adam_rule}
+CHECKS = {"momentum": fraction, "beta1": fraction, "beta2": fraction, "eps": positive}
 
 
 @cache
@@ -103,6 +106,21 @@ def options_of(rule: Callable[..., Any]) -> tuple[str, ...]:
         Their names.
     """
     return tuple(n for n, p in signature(rule).parameters.items() if p.kind is p.KEYWORD_ONLY and n != "lr")
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what the rules above take.
+
+    Args:
+        options: By name.
+
+    Returns:
+        The same.
+
+    Raises:
+        UsageError: If a value is out of range.
+    """
+    return {name: CHECKS[name](name, value) if name in CHECKS else value for name, value in options.items()}
 
 
 def kl_clipped(direction: Tensor, gradient: Tensor, lr: Hyper, kl_clip: Hyper) -> Tensor:

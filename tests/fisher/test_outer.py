@@ -5,7 +5,7 @@ import torch
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher import Inputs, Statistics, UnitBlocks
-from fisherlab.fisher.outer import OuterProducts
+from fisherlab.fisher.outer import LANES, OuterProducts
 from tests.compare import assert_close, assert_same_bits
 
 N, WIDTH, REPLICAS, UNITS = 40, 12, 70, 3  # more replicas than go into one product
@@ -43,7 +43,7 @@ def test_a_replica_has_the_same_bits_alone(density):
     a, g = inputs(density), gradients()
     outer = OuterProducts(a)
     together = average(a, g, outer)
-    for i in (0, 5, REPLICAS - 1):
+    for i in (0, 5, LANES - 1, LANES, REPLICAS - 1):
         assert_same_bits(together[:, i : i + 1], average(a, g[:, i : i + 1], outer))
 
 

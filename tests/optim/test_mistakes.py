@@ -72,6 +72,10 @@ def test_bad_values_are_refused_at_construction_by_name(build, value, message):
         (lambda m: fisherlab.SGD(m, "categorical", lr=torch.tensor([0.1, -1.0])), "lr=[0.1"),
         (lambda m: FisherOptimizer(m, "categorical", lr=0.1, rule="adm"), "rule='adm' is unknown: did you mean 'adam'"),
         (
+            lambda m: FisherOptimizer(m, "categorical", lr=0.1, rule_options={"momentum": None}),
+            "momentum=None is no number: expected a number in [0, 1)",
+        ),
+        (
             lambda m: FisherOptimizer(m, "categorical", lr=0.1, rule_options={"momentun": 0.9}),
             "rule=momentum has no option 'momentun': did you mean 'momentum'",
         ),

@@ -111,6 +111,30 @@ def test_so_it_has_with_a_single_output(name, hidden):
         assert_same_bits(run(name, "bernoulli", size, "relu", cut)[0], whole[cut])
 
 
+# Where a processor's BLAS was found to sum otherwise: one unit, one input, few of both, many layers, chunks.
+NARROW = {
+    "one unit": ("sgd", "gaussian", (65, 40, (1,), 17), {}),
+    "one input": ("kfac", "categorical", (33, 1, (11, 18), 12), {}),
+    "few inputs": ("sgd", "bernoulli", (33, 7, (17,), 2), {}),
+    "quadratic model": ("martens", "categorical", (12, 12, (), 10), {}),
+    "quadratic model, chunks": ("martens", "categorical", (12, 1, (11, 18), 12), {"chunk": 7}),
+    "five traces": ("kfac-settling", "categorical", (9, 40, (5, 2, 12, 12), 3), {}),
+    "five chunks": ("efngd", "categorical", (65, 5, (3,), 3), {"chunk": 13}),
+}
+
+
+@pytest.mark.parametrize("case", NARROW)
+def test_so_it_has_in_narrow_and_in_deep_nets(case, monkeypatch):
+    name, likelihood, size, more = NARROW[case]
+    if name == "martens":
+        monkeypatch.setitem(PRESETS, name, (fisherlab.KFACMartens, {"damping_start": 1.0}))
+        monkeypatch.setattr(f"{__name__}.hyper", lambda _, cut: {"l2": spread(-4, -2)[cut]})
+    whole, _ = run(name, likelihood, size, "tanh", **more)
+    assert whole.isfinite().all()
+    for cut in CUTS[:: LANES + 1]:
+        assert_same_bits(run(name, likelihood, size, "tanh", cut, **more)[0], whole[cut])
+
+
 BAD = (1, 2)
 
 

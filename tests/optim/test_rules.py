@@ -133,3 +133,15 @@ def test_a_preconditioner_needs_none_of_them():
     FisherOptimizer(one, "categorical", lr=0.1, preconditioner=chosen, damping=0.1).step(x, y)
     fisherlab.NaturalGradient(two, "categorical", lr=0.1, damping=0.1, structure="kronecker").step(x, y)
     assert_same_bits(parameters(one), parameters(two))
+
+
+def test_momentum_that_is_switched_off_and_on_again_is_torch_s():
+    one = torch.randn(33, generator=generator(0, "p"))
+    two, state, v = one.clone().requires_grad_(), {}, torch.empty_like(one)
+    optimizer = torch.optim.SGD([two], 0.1, momentum=0.9)
+    for g, momentum in zip(gradients(33, torch.float32, 4), (0.9, 0.9, 0.0, 0.9), strict=True):
+        optimizer.param_groups[0]["momentum"], two.grad = momentum, g.clone()
+        optimizer.step()
+        c = momentum_rule(g, state, v, lr=0.1, momentum=momentum)
+        one.addcmul_(v, c, value=-1)
+    assert_same_bits(one, two.detach())
