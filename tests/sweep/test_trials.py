@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from omegaconf import OmegaConf
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from fisherlab.cli import main
@@ -22,6 +23,7 @@ CHOICES = {"dataset": "digits", "model": "mlp", "optimizer": "sgd"}
 
 def told(found, values) -> None:
     """Trials that ended so, without any training."""
+    found.study.sampler = RandomSampler(len(found.trials))  # a seed, or the draws would be others each time
     for value in values:
         trial = found.study.ask()
         lr, *_ = [dimension.suggest(trial) for dimension in found.space]
