@@ -116,19 +116,22 @@ class LevenbergMarquardt(Policy):
     """lambda by the reduction ratio, every 5 steps (Martens and Grosse 2015, Section 6.5).
 
     Above 3/4 the quadratic model is trusted more:
-    lambda <- (19/20)^5 lambda; below 1/4 less: lambda <- (20/19)^5 lambda.
+    lambda <- (19/20)^5 lambda; below 1/4 less: lambda <- (20/19)^5 lambda. A step that a learning rate scales does what
+    the model predicts while it is small, so there lambda falls until it is not: a least lambda ends that.
 
     Args:
         start: The first lambda, [...].
+        least: The least lambda, [...]; None is none, as in the paper.
     """
 
     hears_ratios = True
     period = 5
     omega = 19 / 20
 
-    def __init__(self, start: Hyper) -> None:
+    def __init__(self, start: Hyper, least: Hyper | None = None) -> None:
         super().__init__(start)
         self._now: Hyper = start
+        self._least = torch.as_tensor(0.0 if least is None else least, dtype=torch.float64)
 
     def damping(self, step: int) -> Hyper:
         """See `Policy.damping`."""
@@ -143,7 +146,8 @@ class LevenbergMarquardt(Policy):
         """See `Policy.tell`; minus infinity, or no number, counts as below 1/4."""
         factor = self.omega**self.period
         now = torch.as_tensor(self._now, dtype=torch.float64).to(rho.device)
-        smaller = torch.where(rho > 0.75, now * factor, now)
+        self._least = self._least.to(rho.device)
+        smaller = torch.where(rho > 0.75, torch.maximum(now * factor, self._least), now)
         self._now = torch.where(rho >= 0.25, smaller, now / factor)
 
     def state(self) -> dict[str, Any]:
@@ -244,7 +248,7 @@ def make_policy(
     Args:
         damping: A number, or a key of `POLICIES`.
         start: The first lambda.
-        end: The last lambda, of a schedule.
+        end: The last lambda of a schedule, the least one of others.
         steps: Steps of the training, of a schedule; None where they will be set later.
 
     Returns:
@@ -265,11 +269,9 @@ def make_policy(
     if start is None:
         raise UsageError(f"damping_start=null does not fit damping={damping}: expected the first damping")
     policy, start = POLICIES[damping], positive("damping_start", start)
+    end = None if end is None else positive("damping_end", end)
     if policy is LevenbergMarquardt:
-        if end is not None:
-            raise UsageError(f"damping_end={end} has no effect with damping={damping}: expected null")
-        return policy(start)
+        return LevenbergMarquardt(start, end)
     if end is None:
         raise UsageError(f"damping_end=null does not fit damping={damping}: expected the last, or least, damping")
-    end = positive("damping_end", end)
     return policy(start, end, steps) if issubclass(policy, Schedule) else Settling(start, end)

@@ -49,7 +49,7 @@ class FisherOptimizer(torch.optim.Optimizer):
         preconditioner: None steps along the plain gradient.
         damping: lambda on F, or the name of a policy (linear, exponential, lm, settling); needs a preconditioner.
         damping_start: First lambda of a policy.
-        damping_end: Last lambda of a schedule, least one of settling.
+        damping_end: Last lambda of a schedule, least one of settling, and of lm where it is to have one.
         damping_steps: Steps of the training, for a schedule; the trainer sets it.
         l2: Strength of the L2 term, 0.5 * l2 * ||W||^2 in the objective.
         l2_biases: Whether it includes the biases.

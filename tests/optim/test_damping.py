@@ -83,6 +83,18 @@ def test_a_ratio_that_is_no_number_raises_the_damping():
     assert policy.damping(5).tolist() == pytest.approx([0.95**-5, 1.0, 0.95**5, 0.95**-5])
 
 
+def test_lm_falls_to_its_least_and_may_rise_again():
+    model, least = model_of("dense"), torch.tensor([0.9, 0.5], dtype=torch.float64)
+    policy = KFAC(model, "categorical", damping="lm", damping_start=1.0).policy
+    policy = type(policy)(1.0, least)
+    policy.tell(torch.tensor([0.9, 0.9]))
+    assert policy.damping(5).tolist() == pytest.approx([0.9, 0.95**5])
+    policy.tell(torch.tensor([0.1, 0.5]))
+    assert policy.damping(10).tolist() == pytest.approx([0.9 / 0.95**5, 0.95**5])
+    floored = dampings(6, damping="lm", damping_start=1e3, damping_end=999.0, lr=0.1, momentum=0.0)
+    assert floored[5] == pytest.approx(999.0)
+
+
 def test_every_replica_has_its_own_damping():
     models = [mlp(4, 3, hidden=(3,), generator=generator(seed, "init")) for seed in (0, 0)]
     start = torch.tensor([[1e-4, 1e3]])
@@ -190,7 +202,7 @@ def test_a_replica_s_damping_has_the_same_bits_alone(policy):
     [
         ({"damping": "lmm", "damping_start": 1.0}, "damping='lmm' is no number and no policy: did you mean 'lm'?"),
         ({"damping": "lm"}, "damping_start=null does not fit damping=lm: expected the first damping"),
-        ({"damping": "lm", "damping_start": 1.0, "damping_end": 1.0}, "damping_end=1.0 has no effect with damping=lm"),
+        ({"damping": "lm", "damping_start": 1.0, "damping_end": 0.0}, "damping_end=0.0 is out of range"),
         ({"damping": "linear", "damping_start": 1.0}, "damping_end=null does not fit damping=linear"),
         (
             {"damping": 1.0, "damping_start": 1.0},

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fisherlab.cli import main
-from fisherlab.studies.fujimori2022 import reruns, searches
+from fisherlab.studies.fujimori2022 import policies, reruns, searches
 from fisherlab.studies.fujimori2022.settings import SETTINGS, configured, space
 from fisherlab.studies.fujimori2022.summary import _row
 from fisherlab.studies.fujimori2022.tables import at_bounds, with_base
@@ -90,6 +90,22 @@ def test_curves_and_histograms_are_of_the_best_runs(tmp_path):
     pooled = searches._histogram(runs)
     assert pooled[pooled["trials"] == 2]["count"].tolist() == [1, 8]
     assert pooled[pooled["trials"] == 1]["count"].tolist() == [4]
+
+
+def test_the_winner_diverges_on_the_fewest_held_out_seeds(monkeypatch):
+    losses = [(0.1, None, 0.1), (0.3, 0.3, 0.3), (0.2, 0.2, 0.4), (None, None, None)]
+
+    def trained(net, policy, finalists, seeds, *_):
+        assert [f["lr"] for f in finalists] == [0, 1, 2, 3]
+        rows = [(i, seed, loss) for i, own in enumerate(losses) for seed, loss in zip(seeds, own, strict=True)]
+        table = pd.DataFrame(rows, columns=["finalist", "seed", "train_loss"])
+        return table.assign(status=np.where(table["train_loss"].isna(), "diverged", "finished"))
+
+    monkeypatch.setattr(policies, "_trained", trained)
+    finalists = [{"lr": i} for i in range(4)]
+    assert policies._winner("mlp", "constant", finalists, {}, None) == {"lr": 2}
+    assert policies._winner("mlp", "constant", finalists[:1], {}, None) == {"lr": 0}
+    assert policies._winner("mlp", "constant", [], {}, None) is None
 
 
 @pytest.mark.slow

@@ -116,6 +116,7 @@ def policies_judged(folder, net="mlp", lost=(), **losses):
         chosen = {"lr": None if none else 0.01, "momentum": 0.5}
         rows.append({"policy": policy, "search": search, "seed": seed, "train_loss": loss, "status": status, **chosen})
     pd.DataFrame(rows).to_csv(folder / policies.ENDS(net), index=False)
+    pd.DataFrame(rows)[["policy", "search"]].to_csv(folder / policies.TRIALS(net), index=False)
     return {tuple(claim.claim.split()[2:4]): claim for claim in policy_claims(folder)}
 
 

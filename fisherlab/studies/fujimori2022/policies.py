@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from omegaconf import DictConfig
@@ -25,6 +26,7 @@ from fisherlab.sweep.space import read_space, with_values
 
 RANGE = {"low": 1e-5, "high": 1e2, "log": True}
 NONE = "no trial finished"
+FINALISTS, HELD_OUT = 5, (2000, 2001, 2002)  # best trials of a search, and seeds on which the winner is chosen
 TIMED, ROUNDS = 10, 30  # steps of a round, and rounds, of the cost of a policy
 TRIALS, ENDS = "trials_policies_{}.csv.gz".format, "reruns_policies_{}.csv".format  # tables of a net
 
@@ -51,7 +53,7 @@ POLICIES: Mapping[str, Policy] = {
     "constant": Policy(("damping=1.0",), {"damping": RANGE}),
     "linear": Policy(_named("linear", "damping_start", "damping_end"), BOTH),
     "exponential": Policy(_named("exponential", "damping_start", "damping_end"), BOTH),
-    "lm": Policy(_named("lm", "damping_start"), {"optimizer": {"damping_start": RANGE}}),
+    "lm": Policy(_named("lm", "damping_start", "damping_end"), BOTH),
     "settling": Policy(_named("settling", "damping_start", "damping_end"), BOTH),
 }
 NETS: Mapping[str, tuple[str, ...]] = {
@@ -103,9 +105,10 @@ def _net(net: str, trials: int, searches: int, settings: Mapping[str, Any], fold
     for policy in POLICIES:
         for search in range(searches):
             home = folder / "searches" / "policies" / net / policy / str(search)
-            found, best = _search(net, policy, search, trials, settings, home)
+            found, finalists = _search(net, policy, search, trials, settings, home)
             tables.append(found.assign(policy=policy, search=search))
-            rerun = _rerun(net, policy, best, settings, folder / "reruns" / "policies" / net / policy / str(search))
+            own = folder / "reruns" / "policies" / net / policy / str(search)
+            rerun = _rerun(net, policy, _winner(net, policy, finalists, settings, own / "finalists"), settings, own)
             ends.append(rerun.assign(policy=policy, search=search))
             bar.update()
     return {TRIALS(net): pd.concat(tables), ENDS(net): pd.concat(ends)}
@@ -113,8 +116,8 @@ def _net(net: str, trials: int, searches: int, settings: Mapping[str, Any], fold
 
 def _search(
     net: str, policy: str, number: int, trials: int, settings: Mapping[str, Any], home: Path
-) -> tuple[pd.DataFrame, dict[str, float] | None]:
-    """Search, or go on; gives the trials, and the best one's numbers, where one finished."""
+) -> tuple[pd.DataFrame, list[dict[str, float]]]:
+    """Search, or go on; gives the trials, and the numbers of the best that finished."""
     from fisherlab.sweep.search import Search
     from fisherlab.sweep.trials import trials_table
 
@@ -124,28 +127,56 @@ def _search(
     search = Search(cfg, space, home, sampler_seed=number, parallel=parallel)
     with contextlib.redirect_stdout(io.StringIO()):
         search.run(trials)
-    best = search.best
-    return trials_table(search).drop(columns=["message"]), None if best is None else best.params
+    complete = sorted((t for t in search.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+    count = FINALISTS if net != "autoencoder" else 1
+    return trials_table(search).drop(columns=["message"]), [t.params for t in complete[:count]]
+
+
+def _winner(
+    net: str, policy: str, finalists: list[dict[str, float]], settings: Mapping[str, Any], home: Path
+) -> dict[str, float] | None:
+    """The finalist that diverges on the fewest held-out seeds, and of those the one with the lowest loss."""
+    # A search has but one seed: its best trial may lie so close to what diverges that it does on most others.
+    if len(finalists) < 2:
+        return finalists[0] if finalists else None
+    ends = _trained(net, policy, finalists, HELD_OUT, settings, home)
+    ranked = ends.assign(lost=ends["status"] != "finished", log=np.log(ends["train_loss"].astype(float)))
+    best = ranked.groupby("finalist")[["lost", "log"]].mean().sort_values(["lost", "log"])
+    return finalists[int(best.index[0])]
 
 
 def _rerun(
     net: str, policy: str, best: dict[str, float] | None, settings: Mapping[str, Any], home: Path
 ) -> pd.DataFrame:
-    """Train the best configuration on fresh seeds; a search of which every trial diverged has none, and counts so."""
-    from fisherlab.sweep.batch import make_job, train_jobs
-
+    """Train the winner on fresh seeds; a search of which every trial diverged has none, and counts so."""
     seeds = range(FIRST_SEED, FIRST_SEED + (settings["seeds"] if net != "autoencoder" else min(5, settings["seeds"])))
     if best is None:
         return pd.DataFrame([{"seed": seed, "status": NONE, "train_loss": None} for seed in seeds])
+    return _trained(net, policy, [best], seeds, settings, home).drop(columns="finalist")
+
+
+def _trained(
+    net: str,
+    policy: str,
+    finalists: Sequence[Mapping[str, float]],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+    home: Path,
+) -> pd.DataFrame:
+    """Train configurations on some seeds, all of them side by side."""
+    from fisherlab.sweep.batch import make_job, train_jobs
+
     cfg = configured(net, policy, settings)
-    jobs = [make_job(str(seed), with_values(cfg, {**best, "seed": seed}), {**best, "seed": seed}) for seed in seeds]
+    runs = [(i, seed, {**one, "seed": seed}) for i, one in enumerate(finalists) for seed in seeds]
+    jobs = [make_job(f"{i}-{seed}", with_values(cfg, values), values) for i, seed, values in runs]
     with contextlib.redirect_stdout(io.StringIO()):
         record = train_jobs(home, jobs, PARALLEL if net != "autoencoder" else PARALLEL // 5)
     rows = []
-    for seed, one in zip(seeds, jobs, strict=True):
+    for (i, seed, _), one in zip(runs, jobs, strict=True):
         end = record.status(one.name)
         loss = end["final"]["train_loss"] if end["status"] == "finished" else None
-        rows.append({"seed": seed, "status": end["status"], "train_loss": loss, **best})
+        ended = {"seed": seed, "status": end["status"], "train_loss": loss}
+        rows.append({"finalist": i, **ended, **finalists[i]})
     return pd.DataFrame(rows)
 
 

@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from fisherlab.studies.fujimori2022.fresh import FEWER, MISSING, RATIO, SMALLEST
-from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE
+from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE, TRIALS
 from fisherlab.studies.fujimori2022.tables import at_bounds
 from fisherlab.studies.judge import LEAST, Effect, verdicts
 from fisherlab.studies.study import Claim, read_table
 
 COST = math.log10(1.05)
-# A step that a learning rate scales does what the model predicts while it is small, so lambda falls until it is not.
-NOTES = {"lm": " (rho of the scaled step, by the model without lambda; no least lambda)"}
 
 
 def policy_claims(folder: Path) -> Iterator[Claim]:
@@ -31,7 +29,9 @@ def policy_claims(folder: Path) -> Iterator[Claim]:
     """
     for net in NETS:
         if (folder / ENDS(net)).exists():
-            yield from _against_constant(read_table(folder / ENDS(net)), net)
+            trials = read_table(folder / TRIALS(net)).groupby(["policy", "search"]).size()
+            budget = f"{trials.groupby('policy').size().min()} searches of {trials.min()} trials each"
+            yield from _against_constant(read_table(folder / ENDS(net)), net, budget)
     if (folder / "policy_cost.csv").exists():
         cost = read_table(folder / "policy_cost.csv").pivot(index="round", columns="policy", values="ms")
         # Claimed: the logarithm of the ratio is below that of 1.05.
@@ -48,7 +48,7 @@ def policy_claims(folder: Path) -> Iterator[Claim]:
         )
 
 
-def _against_constant(ends: Any, net: str) -> Iterator[Claim]:
+def _against_constant(ends: Any, net: str, budget: str) -> Iterator[Claim]:
     """Each policy: its loss where both finished, and how many of its fresh runs diverge; all searches must agree."""
     ends = ends.assign(log=np.log10(ends["train_loss"]), lost=(ends["status"] != "finished").astype(float))
     others = [p for p in sorted(set(ends["policy"])) if p != "constant"]
@@ -73,7 +73,7 @@ def _against_constant(ends: Any, net: str) -> Iterator[Claim]:
             yield Claim(
                 f"damping policy {policy} {claim}",
                 "beyond the paper",
-                f"{net}, the same search budget{NOTES.get(policy, '')}; {_chosen(ends[ends['policy'] == policy])}",
+                f"{net}, {budget}; {_chosen(ends[ends['policy'] == policy])}",
                 expected,
                 _told(effect, spread, two, policy, column),
                 len(effect.values),
