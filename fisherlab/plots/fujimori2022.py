@@ -132,10 +132,12 @@ def _losses(summary: Any) -> Figure:
                     axis.fill_between(
                         kfac["damping"], kfac[f"{what}_low"], kfac[f"{what}_high"], color=colour, alpha=0.15
                     )
-                if sampler == "tpe" and len(sgd):
+                if sampler == "tpe" and len(sgd) and set(sgd["trials"]) == set(kfac["trials"]):  # the same budget
                     axis.axhline(sgd[what].iloc[0], color=colour, ls="--", lw=0.9, label=f"{told}, SGD")
         axis.set(xscale="log", yscale="log")
     _label(axes, "damping", "last training loss (nats)")
+    note = "no median where half of the trials diverged, no mean of the best third where more than two thirds did"
+    figure.supxlabel(note, fontsize="small", color="0.4")
     legend(figure, axes)
     return figure
 
@@ -144,9 +146,11 @@ def _rates(folder: Path, searched: dict[str, str], summary: Any) -> Figure:
     """Learning rates of the best third of the trials against damping; the winner's is marked."""
     figure, axes = _panels(list(searched.values()), sharey=True, sharex=True)
     for axis, setting in zip(axes, searched, strict=False):
-        trials = _read(folder / f"trials_{setting}_tpe.csv.gz").dropna(subset=["damping", "value"])
+        trials = _read(folder / f"trials_{setting}_tpe.csv.gz").dropna(subset=["damping"])
         for damping, part in _by_damping(trials):
-            best = part.sort_values("value").head(max(1, len(part) // 3))
+            best = part.dropna(subset=["value"]).sort_values("value").head(max(1, len(part) // 3))
+            if not len(best):
+                continue
             axis.plot(np.full(len(best), damping), best["lr"], ".", color=_style(damping)["color"], alpha=0.3, ms=4)
             axis.plot(damping, best["lr"].iloc[0], "*", color=_style(damping)["color"], ms=11, mec="k", mew=0.5)
         bounds = summary[(summary["setting"] == setting) & summary["damping"].notna()].groupby("damping")
