@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jvp
+from torch.func import functional_call, jvp, vmap
 
 from fisherlab.likelihood import Likelihood
 from fisherlab.products import summed
+
+UNITS, CASES = 4, 17  # of fewer the sums of products go by their layout: up to 3 units and 11 cases on an EPYC
 
 
 def pushforward(model: nn.Module, x: Tensor, changes: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Tensor]:
     """The outputs, and their changes to first order as the parameters change in several ways.
 
-    One change after another, 3 k forward passes for k changes: under vmap, which computes the outputs once for all, the
-    layout of what replicas share depends on their number, and so do the bits.
+    The outputs are computed once for all: k changes cost 1 + 2 k forward passes, 3 k where little is to be computed.
 
     Args:
         model: Any module.
@@ -36,8 +39,24 @@ def pushforward(model: nn.Module, x: Tensor, changes: Sequence[Mapping[str, Tens
         return f
 
     with _quiet():
-        found = [jvp(output, (moving,), (dict(change),)) for change in changes]
-    return found[0][0], torch.stack([one[1] for one in found])
+        if _laid_out_alike(x, moving):
+            stacked = {name: torch.stack([change[name] for change in changes]) for name in moving}
+            along = partial(_along, output, moving)
+            f, tangents = vmap(along, out_dims=(None, 0))(stacked)  # type: ignore[arg-type]
+            return f, tangents
+        found = [_along(output, moving, change) for change in changes]
+    return found[0][0], torch.stack([tangent for _, tangent in found])
+
+
+def _along(output: Callable[..., Tensor], moving: Mapping[str, Tensor], change: Mapping[str, Tensor]) -> Any:
+    return jvp(output, (moving,), (dict(change),))
+
+
+def _laid_out_alike(x: Tensor, moving: Mapping[str, Tensor]) -> bool:
+    """Whether bits do not depend on the number of replicas under vmap, where the layout of what they share does."""
+    lead = x.ndim - 2  # without replica axes nothing is shared
+    units = [p.shape[-2] for p in moving.values() if p.ndim >= lead + 2]
+    return not lead or (x.dtype != torch.float64 and min(units, default=UNITS) >= UNITS and x.shape[-2] >= CASES)
 
 
 @contextmanager

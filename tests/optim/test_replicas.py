@@ -118,6 +118,7 @@ NARROW = {
     "few inputs": ("sgd", "bernoulli", (33, 7, (17,), 2), {}),
     "quadratic model": ("martens", "categorical", (12, 12, (), 10), {}),
     "quadratic model, chunks": ("martens", "categorical", (12, 1, (11, 18), 12), {"chunk": 7}),
+    "quadratic model, many cases": ("martens", "categorical", (33, 12, (6,), 4), {}),
     "five traces": ("kfac-settling", "categorical", (9, 40, (5, 2, 12, 12), 3), {}),
     "five chunks": ("efngd", "categorical", (65, 5, (3,), 3), {"chunk": 13}),
 }
