@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from fisherlab.studies.fujimori2022 import policies
 from fisherlab.studies.fujimori2022.policy_verdicts import policy_claims
@@ -106,14 +107,14 @@ def test_gradients_of_a_damping_that_never_finished_are_not_compared(tmp_path):
     }
 
 
-def policies_judged(folder, net="mlp", lost=(), **losses):
+def policies_judged(folder, net="mlp", lost=(), damping=1.0, **losses):
     """Three searches of each policy, ten fresh seeds; a loss of None is a search of which no trial finished."""
     rows = []
     for policy, search, seed in itertools.product(losses, range(3), range(10)):
         none, gone = losses[policy] is None, (policy, search, seed) in lost
         loss = None if none or gone else losses[policy] * 1.01**seed
         status = policies.NONE if none else "diverged" if gone else "finished"
-        chosen = {"lr": None if none else 0.01, "momentum": 0.5}
+        chosen = {"lr": None if none else 0.01, "momentum": 0.5, "damping": damping}
         rows.append({"policy": policy, "search": search, "seed": seed, "train_loss": loss, "status": status, **chosen})
     pd.DataFrame(rows).to_csv(folder / policies.ENDS(net), index=False)
     pd.DataFrame(rows)[["policy", "search"]].to_csv(folder / policies.TRIALS(net), index=False)
@@ -126,6 +127,13 @@ def test_policies_are_held_against_the_constant(tmp_path):
         "linear": "reproduced",
         "settling": "contradicted",
     }
+
+
+@pytest.mark.parametrize("damping", [1.5e-5, 70.0])
+def test_a_damping_at_its_bound_decides_nothing(tmp_path, damping):
+    claim = policies_judged(tmp_path, constant=0.1, linear=0.08, damping=damping)["linear", "ends"]
+    assert "; winner at a bound: constant 0, constant 1, constant 2, linear 0" in claim.measured
+    assert claim.verdict == "inconclusive"
 
 
 def test_what_diverged_is_no_loss(tmp_path):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from fisherlab.studies.fujimori2022.fresh import FEWER, MISSING, RATIO, SMALLEST
-from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE, TRIALS
-from fisherlab.studies.fujimori2022.tables import at_bounds
+from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE, RANGE, TRIALS
+from fisherlab.studies.fujimori2022.tables import EDGE, at_bounds
 from fisherlab.studies.judge import LEAST, Effect, verdicts
 from fisherlab.studies.study import Claim, read_table
 
 COST = math.log10(1.05)
+DAMPINGS = ("damping", "optimizer.damping_start", "optimizer.damping_end")
 
 
 def policy_claims(folder: Path) -> Iterator[Claim]:
@@ -96,15 +97,22 @@ def _told(effect: Effect, spread: Any, two: Any, policy: str, column: str) -> st
 
 
 def _at_bound(ends: Any) -> str:
-    """Which winners' learning rate or momentum lies within 5 % of a bound."""
+    """Which winners' learning rate, momentum or damping lies within 5 % of a bound."""
     edges = at_bounds(ends.assign(damping=1.0), "base")
-    at = ends[edges["lr"] | edges["momentum"]]
+    outside = edges["lr"] | edges["momentum"]
+    low, high = np.log10([RANGE["low"], RANGE["high"]])
+    for key in DAMPINGS:
+        if key in ends:
+            place = (np.log10(ends[key].astype(float)) - low) / (high - low)
+            outside |= (place < EDGE) | (place > 1 - EDGE)
+    at = ends[outside]
     told = sorted({f"{p} {s}" for p, s in zip(at["policy"], at["search"], strict=True)})
     return f"; winner at a bound: {', '.join(told)}" if told else ""
 
 
 def _chosen(ends: Any) -> str:
     """What the winners chose."""
-    keys = [k for k in ("optimizer.damping_start", "optimizer.damping_end") if k in ends and ends[k].notna().any()]
+    keys = [k for k in DAMPINGS if k in ends and ends[k].notna().any()]
     winners = ends.drop_duplicates("search")
-    return ", ".join(f"{k.split('_')[1]} {' '.join(f'{v:.2g}' for v in winners[k])}" for k in keys) or "winners"
+    told = [f"{k.removeprefix('optimizer.')} {' '.join(f'{v:.2g}' for v in winners[k])}" for k in keys]
+    return ", ".join(told) or "no winner"
