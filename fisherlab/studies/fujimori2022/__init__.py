@@ -24,8 +24,8 @@ PIECEWISE = True  # claims and figures after every part: the whole takes many ho
 RULES = {"dataset": TEXT, "dampings": each(POSITIVE), "moments": each(whole(1))}
 RULES |= dict.fromkeys(("settings", "random", "small"), each(name(*SETTINGS)))
 RULES |= dict.fromkeys(("trials", "best", "steps", "small_trials", "reruns", "seeds"), whole(1))
-RULES |= dict.fromkeys(("policy_trials", "policy_searches"), whole(1)) | {"autoencoder_trials": whole(0)}
-RULES |= {"policy_nets": each(name("deep_linear", "mlp"))}
+RULES |= dict.fromkeys(("policy_trials", "policy_searches", "policy_finalists"), whole(1))
+RULES |= {"policy_nets": each(name("deep_linear", "mlp")), "autoencoder_trials": whole(0)}
 
 
 def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:

@@ -26,7 +26,7 @@ from fisherlab.sweep.space import read_space, with_values
 
 RANGE = {"low": 1e-5, "high": 1e2, "log": True}
 NONE = "no trial finished"
-FINALISTS, HELD_OUT = 5, (2000, 2001, 2002)  # best trials of a search, and seeds on which the winner is chosen
+HELD_OUT = (2000, 2001, 2002)  # seeds on which a search's winner is chosen among its best trials
 TIMED, ROUNDS = 10, 30  # steps of a round, and rounds, of the cost of a policy
 TRIALS, ENDS = "trials_policies_{}.csv.gz".format, "reruns_policies_{}.csv".format  # tables of a net
 
@@ -128,7 +128,7 @@ def _search(
     with contextlib.redirect_stdout(io.StringIO()):
         search.run(trials)
     complete = sorted((t for t in search.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
-    count = FINALISTS if net != "autoencoder" else 1
+    count = settings["policy_finalists"] if net != "autoencoder" else 1
     return trials_table(search).drop(columns=["message"]), [t.params for t in complete[:count]]
 
 
