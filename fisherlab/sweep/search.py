@@ -124,13 +124,13 @@ class Search:
         """
         held = self.finish_stale()
         while (outcomes := self._batch(trials)) or held:
-            if outcomes:
-                after()
-            else:
+            if not outcomes:
                 time.sleep(POLL)
-            if outcomes and all(trial.state.name == "FAIL" for trial in outcomes):
-                message = outcomes[0].user_attrs.get("message")
-                raise RuntimeError(f"all {len(outcomes)} trials of a batch failed: {message}")
+            else:
+                after()
+                if all(trial.state.name == "FAIL" for trial in outcomes):
+                    message = outcomes[0].user_attrs.get("message")
+                    raise RuntimeError(f"all {len(outcomes)} trials of a batch failed: {message}")
             held = self.finish_stale()
 
     @property

@@ -127,6 +127,45 @@ def losses(ends: Any) -> Paired:
     return paired(ends.assign(log=np.log10(ends["train_loss"]).where(ends["status"] == "finished")))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A claim that a quantity is larger at one damping than at another.
+
+    Attributes:
+        claim: In words.
+        source: Where the paper has it.
+        expected: In words.
+        found: The quantity.
+        above: The damping at which it is claimed to be larger.
+        below: The other.
+    """
+
+    claim: str
+    source: str
+    expected: str
+    found: Paired
+    above: float
+    below: float
+
+
+def _judged(case: Case, family: Sequence[Compared]) -> Iterator[Claim]:
+    """Judge claims that are made together; a bound, or too many runs without a value, decide nothing."""
+    effects = [one.found.ratio(one.above, one.below) for one in family]
+    for one, effect, verdict in zip(family, effects, verdicts(effects), strict=True):
+        both = sorted((one.above, one.below))
+        bound = case.bounds(*both)
+        yield Claim(
+            one.claim,
+            one.source,
+            case.told,
+            one.expected,
+            _measured(effect, bound, one.found.lost(*both)),
+            len(effect.values),
+            effect.told if effect.values else "none",
+            verdict if not bound and one.found.decides(*both) else "inconclusive",
+        )
+
+
 def _measured(effect: Effect, *notes: str) -> str:
     return (f"log10 ratio {effect.mean:.3f}" if effect.values else "not reached by both") + "".join(notes)
 
@@ -153,26 +192,17 @@ def _best_damping(case: Case) -> Iterator[Claim]:
     finished = case.trials.dropna(subset=["damping"]).groupby("damping")["value"].count()
     if not finished.get(PAPER_BEST, 0):
         return
+    claim = "damping 1e0 ends with a lower training loss than {:g}".format
     where = ("Figure 2, Section 4", case.told, f"{RATIO}, of the runs that finished")
     for other in finished.index[finished == 0]:
         if {other, PAPER_BEST} & case.own:
             n = int((case.trials["damping"] == other).sum())
             verdict = holds(True) if n >= LEAST else "inconclusive"
-            claim = f"damping 1e0 ends with a lower training loss than {other:g}"
-            yield Claim(claim, *where, f"no trial of {other:g} finished", n, "every trial diverged", verdict)
-    found, others = losses(case.ends), case.others()
-    effects = [found.ratio(other, PAPER_BEST) for other in others]
-    for other, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
-        bound, both = case.bounds(PAPER_BEST, other), (PAPER_BEST, other)
-        decided = not bound and found.decides(*both)
-        yield Claim(
-            f"damping 1e0 ends with a lower training loss than {other:g}",
-            *where,
-            _measured(effect, bound, found.lost(*both)),
-            len(effect.values),
-            effect.told,
-            verdict if decided else "inconclusive",
-        )
+            yield Claim(claim(other), *where, f"no trial of {other:g} finished", n, "every trial diverged", verdict)
+    found = losses(case.ends)
+    yield from _judged(
+        case, [Compared(claim(d), where[0], where[2], found, above=d, below=PAPER_BEST) for d in case.others()]
+    )
 
 
 def _survival(case: Case) -> Iterator[Claim]:
@@ -203,21 +233,12 @@ def _escape(case: Case) -> Iterator[Claim]:
     runs = case.ends[case.ends["damping"].notna()].merge(steps, how="left")
     # A run that ends on the plateau left it at the last step at the earliest; one that diverged tells nothing of it.
     runs["log"] = np.log10(runs["at"].fillna(runs["step"].where(runs["status"] == "finished")))
-    found, others = paired(runs), case.others()
-    effects = [found.ratio(other, PAPER_BEST) for other in others]
-    for other, effect, verdict in zip(others, effects, verdicts(effects), strict=True):
-        bound, both = case.bounds(PAPER_BEST, other), (PAPER_BEST, other)
-        decided = not bound and found.decides(*both)
-        yield Claim(
-            f"damping 1e0 leaves the plateau sooner than {other:g}",
-            f"Section 4, Figure 2; loss {ESCAPED:g} chosen after seeing the curves",
-            case.told,
-            f"{RATIO}, of the steps to loss {ESCAPED:g}",
-            _measured(effect, bound, found.lost(*both)),
-            len(effect.values),
-            effect.told,
-            verdict if decided else "inconclusive",
-        )
+    found, claim = paired(runs), "damping 1e0 leaves the plateau sooner than {:g}".format
+    source = f"Section 4, Figure 2; loss {ESCAPED:g} chosen after seeing the curves"
+    expected = f"{RATIO}, of the steps to loss {ESCAPED:g}"
+    yield from _judged(
+        case, [Compared(claim(d), source, expected, found, above=d, below=PAPER_BEST) for d in case.others()]
+    )
 
 
 def _gradients(case: Case) -> Iterator[Claim]:
@@ -230,23 +251,14 @@ def _gradients(case: Case) -> Iterator[Claim]:
     table = case.gradients[case.gradients["layer"] == "all"]
     every = case.ends.loc[case.ends["damping"].notna(), ["damping", "rank", "seed"]]
     tables = {at: paired(every.merge(_at(table, *at), how="left").rename(columns={"log10": "log"})) for at in moments}
-    cases = [(pair, i, at) for pair in pairs for i, at in enumerate(moments)]
-    order = [pair[::-1] if i % 2 == 0 else pair for pair, i, _ in cases]  # early the larger damping, late the smaller
-    effects = [tables[at].ratio(*who) for who, (_, _, at) in zip(order, cases, strict=True)]
-    for who, (_, i, at), effect, verdict in zip(order, cases, effects, verdicts(effects), strict=True):
-        bound = case.bounds(*sorted(who))
-        decided = not bound and tables[at].decides(*who)
-        yield Claim(
-            f"{('early', 'late')[i % 2]}, damping {who[0]:g} has larger squared gradients than {who[1]:g}, "
-            f"at equal {at[0]}",
-            "Section 4, Figure 1",
-            case.told,
-            f"{RATIO} at {at[0]} {at[1]:g}",
-            _measured(effect, bound, tables[at].lost(*who)),
-            len(effect.values),
-            effect.told if effect.values else "none",
-            verdict if decided else "inconclusive",
-        )
+    family = []
+    for pair in pairs:
+        for i, (when, at) in enumerate(moments):
+            phase, (below, above) = (("early", pair), ("late", pair[::-1]))[i % 2]
+            claim = f"{phase}, damping {above:g} has larger squared gradients than {below:g}, at equal {when}"
+            expected = f"{RATIO} at {when} {at:g}"
+            family.append(Compared(claim, "Section 4, Figure 1", expected, tables[when, at], above, below))
+    yield from _judged(case, family)
 
 
 def _at(table: Any, when: str, at: float) -> Any:
