@@ -53,7 +53,7 @@ def _count(problem: str, method: str, batch: int, *overrides: str) -> float:
     from fisherlab.training.setup import prepare, resolve
 
     experiment = prepare(resolve(configured(problem, method, 40, 40, f"batch_size={batch}", *overrides)))
-    for _ in range(20):
+    for _ in range(3):
         experiment.optimizer.step(*experiment.next_batch())
     with Products() as products:
         for _ in range(20):
