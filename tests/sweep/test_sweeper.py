@@ -263,14 +263,14 @@ def test_a_sweep_survives_the_death_of_a_worker(here):
         time.sleep(0.02)
     busy = [pid for pid in children(process.pid) if b"popen_loky" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(busy[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "start the same command again" in err
     assert "Traceback" not in err
     assert out.splitlines()[-1] == "s"
     assert (here / "s" / "sweep.csv").exists()
     process = start("train", "-m", *sweep, cwd=here)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     table = pd.read_csv(here / "s" / "sweep.csv")
     assert list(table.status) == ["finished"] * 2
