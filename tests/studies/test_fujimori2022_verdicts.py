@@ -129,6 +129,19 @@ def test_policies_are_held_against_the_constant(tmp_path):
     }
 
 
+def test_what_a_policy_costs_is_held_against_a_twentieth_of_a_step(tmp_path):
+    per_step = {"constant": 10.0, "lm": 10.8, "settling": 10.2}
+    rows = [
+        {"policy": p, "round": i, "ms": ms * (1 + 0.001 * (i % 3))} for p, ms in per_step.items() for i in range(10)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "policy_cost.csv", index=False)
+    found = {claim.claim.split()[2]: (claim.measured, claim.verdict) for claim in policy_claims(tmp_path)}
+    assert found == {
+        "lm": ("median ratio 1.080", "contradicted"),
+        "settling": ("median ratio 1.020", "reproduced"),
+    }
+
+
 @pytest.mark.parametrize("damping", [1.5e-5, 70.0])
 def test_a_damping_at_its_bound_decides_nothing(tmp_path, damping):
     claim = policies_judged(tmp_path, constant=0.1, linear=0.08, damping=damping)["linear", "ends"]
