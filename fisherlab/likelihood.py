@@ -11,7 +11,6 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fisherlab.elementwise import logistic
@@ -169,16 +168,15 @@ class Likelihood(ABC):
         """
 
     @abstractmethod
-    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """The inner product of the output Fisher, u^T fisher(f) v.
+    def weigh(self, f: Tensor, v: Tensor) -> Tensor:
+        """Weigh changes of the outputs by the root of their Fisher: S^T v, without forming S = fisher_sqrt(f).
 
         Args:
             f: Natural parameters [..., B, K].
-            u: Tensor [..., B, K].
-            v: Tensor [..., B, K].
+            v: Changes [k, ..., B, K].
 
         Returns:
-            Tensor [..., B].
+            Tensor [k, ..., B, K], of which dot products are the inner products u^T fisher(f) v.
         """
 
     @abstractmethod
@@ -258,10 +256,10 @@ class Categorical(Likelihood):
         p, root = self.mean(f), _root(f.log_softmax(-1))
         return torch.diag_embed(root) - p.unsqueeze(-1) * root.unsqueeze(-2)
 
-    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """See `Likelihood.inner`: the covariance of u and v under p."""
+    def weigh(self, f: Tensor, v: Tensor) -> Tensor:
+        """See `Likelihood.weigh`: sqrt(p) (v - p^T v)."""
         p = self.mean(f)
-        return (p * (u - (p * u).sum(-1, keepdim=True)) * (v - (p * v).sum(-1, keepdim=True))).sum(-1)
+        return _root(f.log_softmax(-1)) * (v - (p * v).sum(-1, keepdim=True))
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: r / sqrt(p) less its projection on sqrt(p)."""
@@ -301,8 +299,9 @@ class Bernoulli(Likelihood):
         return (noise < mean).to(mean.dtype)
 
     def _sd(self, f: Tensor) -> Tensor:
-        # sqrt(p (1 - p)) without cancellation where p is near 0 or 1.
-        return _root(F.logsigmoid(f) + F.logsigmoid(-f))
+        # sqrt(p (1 - p)) without cancellation where p is near 0 or 1; no underflow, for coefficients divide by it.
+        e = (-0.5 * f.abs()).exp().clamp(min=math.sqrt(torch.finfo(f.dtype).tiny))
+        return e / (1 + e * e)
 
     def fisher(self, f: Tensor) -> Tensor:
         """See `Likelihood.fisher`: diag(p (1 - p))."""
@@ -312,10 +311,9 @@ class Bernoulli(Likelihood):
         """See `Likelihood.fisher_sqrt`."""
         return torch.diag_embed(self._sd(f))
 
-    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """See `Likelihood.inner`."""
-        sd = self._sd(f)
-        return (sd * u * (sd * v)).sum(-1)
+    def weigh(self, f: Tensor, v: Tensor) -> Tensor:
+        """See `Likelihood.weigh`."""
+        return self._sd(f) * v
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: (p - y) / sqrt(p (1 - p))."""
@@ -359,10 +357,10 @@ class Gaussian(Likelihood):
         """See `Likelihood.fisher_sqrt`: the identity."""
         return self.fisher(f)
 
-    def inner(self, f: Tensor, u: Tensor, v: Tensor) -> Tensor:
-        """See `Likelihood.inner`."""
+    def weigh(self, f: Tensor, v: Tensor) -> Tensor:
+        """See `Likelihood.weigh`: the changes themselves."""
         del f
-        return (u * v).sum(-1)
+        return v
 
     def coefficients(self, f: Tensor, y: Tensor) -> Tensor:
         """See `Likelihood.coefficients`: the residual itself."""

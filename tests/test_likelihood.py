@@ -73,6 +73,8 @@ def test_fisher_is_its_root_squared_the_hessian_and_the_enumerated_expectation(n
     likelihood = make_likelihood(name)
     fisher, root = likelihood.fisher(f), likelihood.fisher_sqrt(f)
     assert_close(root @ root.mT, fisher, 1e-14)
+    changes = torch.stack([f, f.flip(-2), f.square()])
+    assert_close(likelihood.weigh(f, changes), (root.mT @ changes.unsqueeze(-1)).squeeze(-1), 1e-14)
     assert_close(fisher, torch.stack([output_fisher(name, row) for row in f]), 1e-13)
     hessians = [torch.func.hessian(lambda f, y=one: nll(name, f, y))(row) for row, one in zip(f, y, strict=True)]
     assert_close(fisher, torch.stack(hessians), 1e-12)

@@ -97,5 +97,6 @@ def _mean_products(
     model: nn.Module, likelihood: Likelihood, x: Tensor, changes: Sequence[Mapping[str, Tensor]]
 ) -> Tensor:
     f, tangents = pushforward(model, x, changes)
-    rows = [torch.stack([likelihood.inner(f, u, v).mean(-1) for v in tangents], -1) for u in tangents]
+    weighed = likelihood.weigh(f, tangents)
+    rows = [torch.stack([(u * v).sum(-1).mean(-1) for v in weighed], -1) for u in weighed]
     return torch.stack(rows, -2)
