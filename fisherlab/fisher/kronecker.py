@@ -175,9 +175,23 @@ class Kronecker(Structure):
 
     def solve_mean(self, gradient: MeanGradient, extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve_mean`."""
-        if self.damping_mode == "factored" or extra is not None or not gradient.inputs:
+        if extra is not None or not gradient.inputs:
             return super().solve_mean(gradient, extra)
+        if self.damping_mode == "factored":
+            return [self._solve_batch(gradient, i, *p) for i, p in enumerate(self._prepared)]
         return [self._unrotated(self._rotated(gradient, i, *p[:2]), *p) for i, p in enumerate(self._prepared)]
+
+    def _solve_batch(self, gradient: MeanGradient, i: int, on_a: Tensor, on_g: Tensor) -> Tensor:
+        """A layer's solve; of a batch that is small beside the layer, each example's part by itself: g G^-1, a A^-1."""
+        inputs, g = gradient.inputs[i], gradient.gradients[i]
+        batch, m, n = *g.shape[-2:], inputs.width
+        if batch * (m * m + n * n + m * n) >= m * n * (m + n):  # operations; the layer's size and the batch decide
+            return self._solve_factored(gradient.layer(i), on_a, on_g)
+        if self._explicit:
+            g, a = product(g, on_g), product(inputs.joined, on_a)
+        else:
+            g, a = torch.cholesky_solve(g.mT, on_g).mT, torch.cholesky_solve(inputs.joined.mT, on_a).mT
+        return Inputs(a, None).weighted_sum(g, 1 / batch)
 
     @staticmethod
     def _rotated(gradient: MeanGradient, i: int, vectors_a: Tensor, vectors_g: Tensor) -> Tensor:

@@ -230,8 +230,9 @@ def test_undamped_rounding_noise_is_marked_lane_by_lane(dtype):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("batch", [3, 50])  # the batch is rotated, or its gradient
-def test_the_mean_gradient_of_a_batch_is_solved_for_formed_or_not(batch, mode, bias):
+@pytest.mark.parametrize("batch", [1, 3, 50])  # the batch is rotated, or solved for, or its gradient
+@pytest.mark.parametrize("solves", [1, 10])
+def test_the_mean_gradient_of_a_batch_is_solved_for_formed_or_not(solves, batch, mode, bias):
     x, model = (
         torch.rand(batch, 12, dtype=torch.float64),
         mlp(12, 3, hidden=(2,), activation="tanh", bias=bias).double(),
@@ -240,7 +241,7 @@ def test_the_mean_gradient_of_a_batch_is_solved_for_formed_or_not(batch, mode, b
     observed, _ = captured.backward(torch.rand(batch, 3, dtype=torch.float64))
     structure = Kronecker(mode)
     structure.update(Statistics(captured.inputs, [g.unsqueeze(-3) for g in observed]), 0.0)
-    structure.refresh(number(0.1))
+    structure.refresh(number(0.1), solves)
     gradient = MeanGradient(captured.inputs, observed)
     expected = structure.solve([g.mT @ a.joined / batch for g, a in zip(observed, captured.inputs, strict=True)])
     assert_close(flat(structure.solve_mean(gradient)), flat(expected), 1e-12)
