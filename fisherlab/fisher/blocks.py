@@ -36,6 +36,7 @@ class Blocks(Structure):
 
     def __init__(self, damping_mode: str | None = None) -> None:
         super().__init__(damping_mode)
+        self._sizes: list[tuple[int, int]] = []
         self._lower: list[Tensor] = []
         self._prepared: list[Tensor] = []
         self._explicit = False
@@ -85,16 +86,20 @@ class Blocks(Structure):
             return old
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -3)
 
+    def lower(self, family: int) -> Tensor:
+        """A family's average, of which the lower triangles count, [..., N, n, n]; it may be kept in another way."""
+        return self._lower[family]
+
     @property
     def families(self) -> list[Tensor]:
         """The averages, [..., N, n, n]."""
-        return [symmetric(m) for m in self._lower]
+        return [symmetric(self.lower(i)) for i in range(len(self._lower))]
 
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
         self.check(stats.shapes)
         g = stats.gradients[0]
-        eyes = [(n, torch.eye(size, dtype=g.dtype, device=g.device)) for n, size in self.sizes(stats.shapes)]
+        eyes = [(n, torch.eye(size, dtype=g.dtype, device=g.device)) for n, size in self._sizes]
         axes = [self._axes(stats, i) for i in range(len(eyes))]
         self._lower = [eye.expand(*own, n, *eye.shape).clone() for own, (n, eye) in zip(axes, eyes, strict=True)]
 
@@ -118,9 +123,8 @@ class Blocks(Structure):
     def update(self, stats: Statistics, decay: float) -> None:
         """See `Structure.update`."""
         self.check(stats.shapes)
-        families = range(len(self.sizes(stats.shapes)))
-        old: Sequence[Tensor | None] = self._lower or [None] * len(families)
-        self._lower = [self.moment(stats, i, stats.weight / stats.batch, old[i], decay) for i in families]
+        old: Sequence[Tensor | None] = self._lower or [None] * len(self._sizes)
+        self._lower = [self.moment(stats, i, stats.weight / stats.batch, o, decay) for i, o in enumerate(old)]
 
     def check(self, shapes: Sequence[tuple[int, int]]) -> None:
         """See `Structure.check`.
@@ -131,13 +135,14 @@ class Blocks(Structure):
         Raises:
             UsageError: If a block would be too large.
         """
-        largest = max(size for _, size in self.sizes(shapes))
+        self._sizes = self.sizes(shapes)
+        largest = max(size for _, size in self._sizes)
         if largest > MAX_SIZE:
             raise UsageError(
                 f"structure={self.name} needs a {largest} x {largest} matrix: expected at most {MAX_SIZE} parameters "
                 f"in a block; use structure={self.instead}"
             )
-        if (numbers := sum(n * size**2 for n, size in self.sizes(shapes))) > MAX_NUMBERS:
+        if (numbers := sum(n * size**2 for n, size in self._sizes)) > MAX_NUMBERS:
             raise UsageError(
                 f"structure={self.name} needs {numbers:.2g} numbers: expected at most {MAX_NUMBERS:.2g}; "
                 f"use structure={self.instead}"
@@ -149,7 +154,8 @@ class Blocks(Structure):
             raise ValueError(f"{self.name} has no average yet: call update first")
         self._explicit = solves >= INVERSE_FROM
         factorise = inverse if self._explicit else cholesky
-        done = [by_lanes(factorise, [(m, self._amount(m, damping))])[0] for m in self._lower]
+        every = [self.lower(i) for i in range(len(self._lower))]
+        done = [by_lanes(factorise, [(m, self._amount(m, damping))])[0] for m in every]
         self._prepared = [found for found, _ in done]
         return stacked([failed.any(-1) for _, failed in done])
 
@@ -170,7 +176,7 @@ class Blocks(Structure):
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""
-        return summed([m.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for m in self._lower])
+        return summed([self.lower(i).diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for i in range(len(self._lower))])
 
     def dense(self) -> Tensor:
         """See `Structure.dense`."""
@@ -179,7 +185,7 @@ class Blocks(Structure):
     def _cut(self, v: list[Tensor]) -> list[Tensor]:
         """Cut a vector into the families' columns, [..., N, n, 1]."""
         flat = torch.cat([layer.flatten(-2) for layer in v], -1)
-        shapes = [torch.Size((*m.shape[-3:-1], 1)) for m in self._lower]
+        shapes = [torch.Size((*size, 1)) for size in self._sizes]
         return [b.unflatten(-1, s) for b, s in zip(flat.split([s.numel() for s in shapes], -1), shapes, strict=True)]
 
     def _pasted(self, parts: list[Tensor], like: list[Tensor]) -> list[Tensor]:

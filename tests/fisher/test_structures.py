@@ -134,6 +134,7 @@ def test_a_state_goes_on_where_it_was(structure):
     found, again = STRUCTURES[structure](), STRUCTURES[structure]()
     found.update(first, 0.0)
     found.refresh(number(DAMPING))
+    again.check(first.shapes)
     again.load(found.state())
     assert_same_bits(flat(again.solve(gradient)), flat(found.solve(gradient)))
     again.update(second, 0.5)
