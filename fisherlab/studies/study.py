@@ -6,8 +6,8 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fisherlab.errors import UsageError
 from fisherlab.files import replace, write_json
 from fisherlab.studies import STUDIES
-from fisherlab.studies.sharing import alone, share
+from fisherlab.studies.sharing import alone, pieces, share
 
 Tables = dict[str, pd.DataFrame]
 VERDICTS = ("reproduced", "contradicted", "inconclusive")
@@ -34,6 +34,8 @@ class Part:
         tables: File names that it leaves.
         make: Makes them; is given the progress bar.
         needs: Tables of other parts that it reads.
+        pieces: What takes long of it, by name: each keeps what it did beside the tables and goes on where it stopped,
+            so that other processes may do some of it before `make` puts all together.
         settings: The scale's settings that it depends on, which hold once it is made; None for all.
     """
 
@@ -42,6 +44,7 @@ class Part:
     make: Callable[[tqdm[Any]], Tables]
     needs: tuple[str, ...] = ()
     settings: tuple[str, ...] | None = None
+    pieces: Mapping[str, Callable[[tqdm[Any]], Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,21 @@ class Study(Protocol):
         """Judge the paper's claims by the tables."""
 
 
+def gathered(tables: Sequence[str], pieces: Iterable[Callable[[tqdm[Any]], Any]], bar: tqdm[Any]) -> Tables:
+    """Make a part of which each piece has some rows of every table: `Part.make`, once tables and pieces are given.
+
+    Args:
+        tables: The part's.
+        pieces: Each gives a data frame per table, or None where it has nothing to tell.
+        bar: Progress.
+
+    Returns:
+        The tables.
+    """
+    found = [one for one in (piece(bar) for piece in pieces) if one is not None]
+    return {table: pd.concat(rows) for table, rows in zip(tables, zip(*found, strict=True), strict=True)}
+
+
 def load(name: str) -> Study:
     """Import a study.
 
@@ -112,38 +130,73 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
     Raises:
         UsageError: If the folder holds tables that were made with other settings.
     """
-    study = load(name)
-    parts = study.parts(settings, folder)  # what is wrong with the settings is said before anything is written
+    parts = load(name).parts(settings, folder)  # what is wrong with the settings is said before anything is written
     begin(folder, settings, facts, parts)
+    making = _Making(name, settings, folder, facts, parts, show_bar)
+    share(parts, folder, making.make, making.recorded, making.aid)
+    conclude(name, folder)
 
-    def note(part: Part, took: Mapping[str, float], done: bool) -> dict[str, Any]:
-        with alone(folder):
-            record = begin(folder, settings, facts, parts) | {"planned": [part.name for part in parts]}
-            noted = _noted(record, part.name, took, facts if done else None)
-            write_json(folder / RECORD, record)
-        return noted
 
-    def make(part: Part) -> None:
-        note(part, {}, done=False)
+@dataclass(frozen=True)
+class _Making:
+    """One process at the parts of a study; the fields are the arguments of `run`, and the parts."""
+
+    name: str
+    settings: Mapping[str, Any]
+    folder: Path
+    facts: Mapping[str, Any]
+    parts: list[Part]
+    show_bar: bool
+
+    def recorded(self) -> dict[str, Any]:
+        """What the study's record says of the parts that are made."""
+        found: dict[str, Any] = json.loads((self.folder / RECORD).read_text())["parts"]
+        return found
+
+    def make(self, part: Part) -> None:
+        """Make a part: its pieces, which others may help with, and then its tables."""
+        self._note(part, {}, done=False)
         began = _now()
         try:
-            with tqdm(desc=part.name, disable=not show_bar, dynamic_ncols=True) as bar:
+            pieces(part, self.folder, self._piece)
+            with self._bar(part.name) as bar:
                 found = part.make(bar)
             for table in part.tables:
-                write_table(folder / table, found[table])
+                write_table(self.folder / table, found[table])
         except BaseException:  # also where it was asked to stop: it is gone on with, and this time counts then
-            note(part, _since(began), done=False)
+            self._note(part, _since(began), done=False)
             raise
-        took = note(part, _since(began), done=True)
+        took = self._note(part, _since(began), done=True)
         print(f"{part.name}: {took['seconds']} s", flush=True)
-        if getattr(study, "PIECEWISE", False) and took["seconds"] > 60:
+        if getattr(load(self.name), "PIECEWISE", False) and took["seconds"] > 60:
             try:
-                conclude(name, folder)
+                conclude(self.name, self.folder)
             except Exception as error:  # what took hours goes on; at the end it is raised
                 print(f"fisherlab: warning: claims or figures: {type(error).__name__}: {error}", file=sys.stderr)
 
-    share(parts, folder, make, lambda: json.loads((folder / RECORD).read_text())["parts"])
-    conclude(name, folder)
+    def aid(self, part: Part, key: str) -> None:
+        """Do a piece of a part that another process makes; the time counts as the part's."""
+        began = _now()
+        try:
+            self._piece(part, key)
+        finally:
+            if part.name not in self.recorded():  # else it was only looked at once more
+                self._note(part, _since(began), done=False)
+
+    def _piece(self, part: Part, key: str) -> None:
+        with self._bar(f"{part.name}: {key}") as bar:
+            part.pieces[key](bar)
+
+    def _bar(self, told: str) -> tqdm[Any]:
+        return tqdm(desc=told, disable=not self.show_bar, dynamic_ncols=True)
+
+    def _note(self, part: Part, took: Mapping[str, float], *, done: bool) -> dict[str, Any]:
+        with alone(self.folder):
+            record = begin(self.folder, self.settings, self.facts, self.parts)
+            record |= {"planned": [part.name for part in self.parts]}
+            noted = _noted(record, part.name, took, self.facts if done else None)
+            write_json(self.folder / RECORD, record)
+        return noted
 
 
 def _now() -> dict[str, float]:

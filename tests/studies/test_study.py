@@ -155,6 +155,35 @@ def test_two_processes_share_the_parts(made, tmp_path):
     assert not list(folder.glob(".*"))
 
 
+def test_the_time_of_a_helper_counts_as_the_part_s(made, tmp_path):
+    begun, helped = threading.Event(), threading.Event()
+
+    def slow(bar):
+        begun.set()
+        assert helped.wait(60)
+        return [pd.DataFrame({"x": [1]})]
+
+    def other(bar):
+        if not helped.is_set():
+            time.sleep(0.3)
+            helped.set()
+        return [pd.DataFrame({"x": [2]})]
+
+    pieces = {"slow": slow, "other": other}
+    make = partial(study.gathered, ("only.csv",), pieces.values())
+    sys.modules["fake_study"].parts = lambda settings, folder: [Part("only", ("only.csv",), make, pieces=pieces)]
+    run = partial(study.run, "fake", {}, tmp_path, FACTS, show_bar=False)
+    maker = threading.Thread(target=run)
+    maker.start()
+    assert begun.wait(60)
+    run()
+    maker.join(60)
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert "unfinished" not in record
+    assert record["parts"]["only"]["seconds"] > 0.6  # of both
+    assert pd.read_csv(tmp_path / "only.csv")["x"].tolist() == [1, 2]
+
+
 def test_an_unfinished_study_keeps_no_figure_from_being_drawn(made, tmp_path):
     folder = tmp_path / "studies" / "fake" / "smoke"
     study.run("fake", {}, folder, FACTS, show_bar=False)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from fisherlab.config import compose, job
 from fisherlab.studies.fujimori2022.reruns import FIRST_SEED
-from fisherlab.studies.fujimori2022.searches import PARALLEL
+from fisherlab.studies.fujimori2022.searches import PARALLEL, run_to
 from fisherlab.studies.fujimori2022.settings import BASE, KFAC, SPACE
-from fisherlab.studies.study import Part, Tables
+from fisherlab.studies.study import Part, Tables, gathered
 from fisherlab.sweep.space import read_space, with_values
 
 RANGE = {"low": 1e-5, "high": 1e2, "log": True}
@@ -75,10 +75,7 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
     """
     nets = [(net, settings["policy_trials"], settings["policy_searches"]) for net in settings["policy_nets"]]
     nets += [("autoencoder", settings["autoencoder_trials"], 1)] if settings["autoencoder_trials"] else []
-    found = [
-        Part(f"policies, {net}", (TRIALS(net), ENDS(net)), partial(_net, net, trials, searches, settings, folder))
-        for net, trials, searches in nets
-    ]
+    found = [_part(net, trials, searches, settings, folder) for net, trials, searches in nets]
     return [*found, Part("cost of policies", ("policy_cost.csv",), partial(_cost, settings))] if found else []
 
 
@@ -99,23 +96,25 @@ def configured(net: str, policy: str, settings: Mapping[str, Any]) -> DictConfig
     return job(compose(list({text.partition("=")[0]: text for text in chosen}.values())))
 
 
-def _net(net: str, trials: int, searches: int, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
-    bar.reset(len(POLICIES) * searches)
-    tables, ends = [], []
-    for policy in POLICIES:
-        for search in range(searches):
-            home = folder / "searches" / "policies" / net / policy / str(search)
-            found, finalists = _search(net, policy, search, trials, settings, home)
-            tables.append(found.assign(policy=policy, search=search))
-            own = folder / "reruns" / "policies" / net / policy / str(search)
-            rerun = _rerun(net, policy, _winner(net, policy, finalists, settings, own / "finalists"), settings, own)
-            ends.append(rerun.assign(policy=policy, search=search))
-            bar.update()
-    return {TRIALS(net): pd.concat(tables), ENDS(net): pd.concat(ends)}
+def _part(net: str, trials: int, searches: int, settings: Mapping[str, Any], folder: Path) -> Part:
+    every = [(policy, search) for policy in POLICIES for search in range(searches)]
+    pieces = {f"{p} {s}": partial(_searched, net, p, s, trials, settings, folder) for p, s in every}
+    tables = (TRIALS(net), ENDS(net))
+    return Part(f"policies, {net}", tables, partial(gathered, tables, pieces.values()), pieces=pieces)
+
+
+def _searched(
+    net: str, policy: str, search: int, trials: int, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One search of a policy, or what is left of it, and its winner on fresh seeds."""
+    home, own = (folder / what / "policies" / net / policy / str(search) for what in ("searches", "reruns"))
+    found, finalists = _search(net, policy, search, trials, settings, home, bar)
+    rerun = _rerun(net, policy, _winner(net, policy, finalists, settings, own / "finalists"), settings, own)
+    return found.assign(policy=policy, search=search), rerun.assign(policy=policy, search=search)
 
 
 def _search(
-    net: str, policy: str, number: int, trials: int, settings: Mapping[str, Any], home: Path
+    net: str, policy: str, number: int, trials: int, settings: Mapping[str, Any], home: Path, bar: tqdm[Any]
 ) -> tuple[pd.DataFrame, list[dict[str, float]]]:
     """Search, or go on; gives the trials, and the numbers of the best that finished."""
     from fisherlab.sweep.search import Search
@@ -125,8 +124,7 @@ def _search(
     space = read_space({**SPACE, **POLICIES[policy].space}, cfg)
     parallel = PARALLEL if net != "autoencoder" else PARALLEL // 5
     search = Search(cfg, space, home, sampler_seed=number, parallel=parallel)
-    with contextlib.redirect_stdout(io.StringIO()):
-        search.run(trials)
+    run_to(search, trials, bar)
     complete = sorted((t for t in search.trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
     count = settings["policy_finalists"] if net != "autoencoder" else 1
     return trials_table(search).drop(columns=["message"]), [t.params for t in complete[:count]]

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from fisherlab.studies.fujimori2022.searches import name, tables_of
+from fisherlab.studies.fujimori2022.searches import dampings_of, name, tables_of
 from fisherlab.studies.fujimori2022.settings import configured
-from fisherlab.studies.study import Part, Tables, read_table
+from fisherlab.studies.study import Part, gathered, read_table
 from fisherlab.sweep.space import with_values
 
 FIRST_SEED = 1000  # searches use seed 0
@@ -39,24 +39,24 @@ def part(setting: str, settings: Mapping[str, Any], folder: Path) -> Part:
         The part.
     """
     tables = (ENDS(setting), GRADIENTS(setting))
-    make = partial(_reruns, setting, settings, folder)
-    return Part(f"{setting}, fresh seeds", tables, make, needs=tuple(tables_of(setting, "tpe")))
+    pieces = {name(d): partial(_best, setting, d, settings, folder) for d in dampings_of(setting, settings)}
+    make = partial(gathered, tables, pieces.values())
+    return Part(f"{setting}, fresh seeds", tables, make, needs=tuple(tables_of(setting, "tpe")), pieces=pieces)
 
 
-def _reruns(setting: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
+def _best(
+    setting: str, damping: float | None, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]
+) -> tuple[pd.DataFrame, ...] | None:
+    """Train the best configurations at a damping; None where no trial finished."""
     trials = read_table(folder / tables_of(setting, "tpe")[0])
-    groups = list(trials.groupby("damping", dropna=False))
-    bar.reset(len(groups))
-    ends, gradients = [], []
-    for damping, part_of in groups:
-        best = part_of.dropna(subset=["value"]).sort_values("value").head(settings["reruns"])
-        if len(best):
-            own = None if math.isnan(damping) else damping
-            found = _rerun(setting, own, best, settings, folder / "reruns" / setting / name(own))
-            ends.append(found[0].assign(damping=damping))
-            gradients.append(found[1].assign(damping=damping))
-        bar.update()
-    return {ENDS(setting): pd.concat(ends), GRADIENTS(setting): pd.concat(gradients)}
+    own = trials[trials["damping"].isna() if damping is None else trials["damping"] == damping]
+    best = own.dropna(subset=["value"]).sort_values("value").head(settings["reruns"])
+    if not len(best):
+        return None
+    bar.reset(1)
+    found = _rerun(setting, damping, best, settings, folder / "reruns" / setting / name(damping))
+    bar.update()
+    return tuple(table.assign(damping=math.nan if damping is None else damping) for table in found)
 
 
 def _rerun(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fisherlab.studies.fujimori2022.settings import SETTINGS, configured, space
-from fisherlab.studies.study import Part, Tables, read_table
+from fisherlab.studies.study import Part, gathered, read_table
 
 PARALLEL = 20
 BINS = ["step", "layer", "bin_left", "bin_right"]
@@ -40,10 +40,17 @@ def part(setting: str, sampler: str, count: int, settings: Mapping[str, Any], fo
     Returns:
         The part.
     """
-    tables = tables_of(setting, sampler)
-    return Part(
-        f"{setting}, {sampler}", tuple(tables), partial(_searches, setting, sampler, count, settings, folder, tables)
-    )
+    dampings = dampings_of(setting, settings)
+    pieces = {name(d): partial(_search, setting, sampler, count, d, settings, folder) for d in dampings}
+    tables = tuple(tables_of(setting, sampler))
+    return Part(f"{setting}, {sampler}", tables, partial(gathered, tables, pieces.values()), pieces=pieces)
+
+
+def dampings_of(setting: str, settings: Mapping[str, Any]) -> list[float | None]:
+    """List what is searched under a setting: dampings, and None for SGD where it is not the base setting's."""
+    chosen = SETTINGS[setting]
+    sgd = [None] if setting == "base" or chosen.net else []  # SGD knows nothing of the other choices
+    return [*chosen.dampings(settings["dampings"]), *sgd]
 
 
 def place(folder: Path, setting: str, sampler: str, damping: float | None) -> Path:
@@ -54,23 +61,6 @@ def place(folder: Path, setting: str, sampler: str, damping: float | None) -> Pa
 def name(damping: float | None) -> str:
     """Write a damping; None, or not a number, is SGD."""
     return "sgd" if damping is None or math.isnan(damping) else f"{damping:g}"
-
-
-def _searches(
-    setting: str,
-    sampler: str,
-    count: int,
-    settings: Mapping[str, Any],
-    folder: Path,
-    names: Iterable[str],
-    bar: tqdm[Any],
-) -> Tables:
-    chosen = SETTINGS[setting]
-    dampings: list[float | None] = [*chosen.dampings(settings["dampings"])]
-    dampings += [None] if setting == "base" or chosen.net else []  # SGD knows nothing of the other choices
-    bar.reset(count * len(dampings))
-    found = [_search(setting, sampler, count, damping, settings, folder, bar) for damping in dampings]
-    return {name: pd.concat(tables) for name, tables in zip(names, zip(*found, strict=True), strict=True)}
 
 
 def _search(
@@ -89,10 +79,7 @@ def _search(
     cfg = configured(setting, damping, settings, torch.get_num_threads())
     home = place(folder, setting, sampler, damping)
     search = Search(cfg, space(setting, damping, cfg), home, sampler=sampler, parallel=PARALLEL)
-    done = bar.n
-    with contextlib.redirect_stdout(io.StringIO()):
-        search.run(count, lambda: _advance(bar, done + _ended(search)))
-    _advance(bar, done + count)
+    run_to(search, count, bar)
     trials: Any = trials_table(search)
     trials = trials[trials["state"].isin(["complete", "pruned"])].drop(columns=["message"]).head(count)
     most = max(1, round(count * settings["best"] / settings["trials"]))
@@ -100,6 +87,20 @@ def _search(
     runs = [home / run for run in best["run"]]
     tables = (trials, _curves(runs), _histogram(runs))
     return tuple(table.assign(damping=math.nan if damping is None else damping) for table in tables)
+
+
+def run_to(search: Any, count: int, bar: tqdm[Any]) -> None:
+    """Run a search, or go on with it, without a word of its own.
+
+    Args:
+        search: A `Search`.
+        count: Trials that it has in the end.
+        bar: Counts them.
+    """
+    bar.reset(count)
+    with contextlib.redirect_stdout(io.StringIO()):
+        search.run(count, lambda: _advance(bar, _ended(search)))
+    _advance(bar, count)
 
 
 def _advance(bar: tqdm[Any], to: float) -> None:
