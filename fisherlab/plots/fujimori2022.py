@@ -50,7 +50,8 @@ def figures(folder: Path) -> dict[str, Figure]:
     drawn |= {"squared_gradients": _gradients(folder, rerun)} if rerun else {}
     drawn |= {"cosine_to_gradient": _cosines(folder)} if (folder / "cosines.csv.gz").exists() else {}
     compared = sorted(path for path in folder.glob("reruns_policies_*.csv"))
-    drawn |= {"damping_policies": _policies(compared)} if compared else {}
+    if compared:
+        drawn |= {"damping_policies": _policies(compared), "policies_by_last_damping": _last_dampings(compared)}
     for figure in drawn.values():
         figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
@@ -221,7 +222,7 @@ def _cosines(folder: Path) -> Figure:
 
 def _policies(tables: list[Path]) -> Figure:
     """Last training loss of each policy's best trial: a point per fresh seed, a bar at their geometric mean."""
-    figure, axes = _panels([path.name.split("reruns_policies_")[1].removesuffix(".csv") for path in tables])
+    figure, axes = _panels([_net(path) for path in tables])
     for axis, path in zip(axes, tables, strict=False):
         ends = _read(path)
         names = list(dict.fromkeys(ends["policy"]))
@@ -236,8 +237,39 @@ def _policies(tables: list[Path]) -> Figure:
                 told = f"{len(part) - len(losses)} diverged"
                 axis.text(at, 0.98, told, rotation=90, ha="center", va="top", transform=axis.get_xaxis_transform())
         axis.set_xticks(range(len(names)), names, rotation=30)
-        axis.set(yscale="log", ylabel="last training loss (nats)")
+        _log_losses(axis)
         low, high = axis.get_ylim()
         axis.set_ylim(low, high * (high / low) ** (0.4 if axis.texts else 0))  # room for what diverged
     legend(figure, axes, "search")
     return figure
+
+
+def _last_dampings(tables: list[Path]) -> Figure:
+    """Last training loss of each search's winner against the damping at which it ends: mean and SD over fresh seeds."""
+    figure, axes = _panels([_net(path) for path in tables])
+    for axis, path in zip(axes, tables, strict=False):
+        ends = _read(path)
+        names = list(dict.fromkeys(ends["policy"]))
+        last = ends.get("optimizer.damping_end", ends["damping"]).fillna(ends["damping"])
+        for (policy, _), part in ends.assign(last=last).dropna(subset=["train_loss"]).groupby(["policy", "search"]):
+            i, log = names.index(policy), np.log(part["train_loss"])
+            mean, sd = np.exp(log.mean()), log.std()
+            spread = [[mean - mean * np.exp(-sd)], [mean * np.exp(sd) - mean]]
+            look: dict[str, Any] = {"color": f"C{i}", "marker": "osD^v"[i % 5], "ms": 5, "ls": "", "label": policy}
+            axis.errorbar(part["last"].iloc[0], mean, spread, capsize=2, **look)
+        axis.set(xscale="log", xlabel="damping at the end (lm: the least allowed)")
+        _log_losses(axis)
+    legend(figure, axes, "policy")
+    return figure
+
+
+def _log_losses(axis: Axes) -> None:
+    """Losses within a decade or two, which plain numbers tell better than powers of ten."""
+    axis.set(yscale="log", ylabel="last training loss (nats)")
+    axis.yaxis.set_major_formatter("{x:.3g}")
+    axis.yaxis.set_minor_formatter("{x:.3g}")
+
+
+def _net(path: Path) -> str:
+    """The net that a table of policies is of."""
+    return path.name.removeprefix("reruns_policies_").removesuffix(".csv")

@@ -168,3 +168,22 @@ def test_a_policy_of_which_every_trial_diverged_is_worse_and_says_so(tmp_path):
     found = policies_judged(tmp_path, constant=0.1, lm=None)
     assert {claim.verdict for claim in found.values()} == {"contradicted"}
     assert "lm: every trial diverged in 3 searches" in found["lm", "ends"].measured
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(0.1, "reproduced"), (-0.1, "contradicted"), (0.0, "inconclusive")])
+def test_what_sets_searches_apart_is_the_damping_at_their_end(tmp_path, slope, verdict):
+    ends = np.random.default_rng(0).permutation(12)
+    rows = [
+        {
+            "policy": policy, "search": search, "seed": seed, "status": "finished", "lr": 0.01, "momentum": 0.5,
+            "damping": 10.0 ** -(ends[i] / 4) if policy == "constant" else None,
+            "optimizer.damping_end": None if policy == "constant" else 10.0 ** -(ends[i] / 4),
+            "train_loss": 10 ** (-slope * ends[i] + 0.01 * ((7 * i) % 12)),
+        }
+        for i, (policy, search) in enumerate(itertools.product(["constant", "linear", "lm", "settling"], range(3)))
+        for seed in range(2)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / policies.ENDS("mlp"), index=False)
+    pd.DataFrame(rows)[["policy", "search"]].to_csv(tmp_path / policies.TRIALS("mlp"), index=False)
+    found = next(claim for claim in policy_claims(tmp_path) if "whatever the policy" in claim.claim)
+    assert (found.n, found.verdict) == (12, verdict)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from fisherlab.studies.fujimori2022.fresh import FEWER, MISSING, RATIO, SMALLEST
 from fisherlab.studies.fujimori2022.policies import ENDS, NETS, NONE, RANGE, TRIALS
@@ -33,6 +34,7 @@ def policy_claims(folder: Path) -> Iterator[Claim]:
             trials = read_table(folder / TRIALS(net)).groupby(["policy", "search"]).size()
             budget = f"{trials.groupby('policy').size().min()} searches of {trials.min()} trials each"
             yield from _against_constant(read_table(folder / ENDS(net)), net, budget)
+            yield from _by_last_damping(read_table(folder / ENDS(net)), net, budget)
     if (folder / "policy_cost.csv").exists():
         cost = read_table(folder / "policy_cost.csv").pivot(index="round", columns="policy", values="ms")
         # Claimed: the logarithm of the ratio is below that of 1.05. Schedules cost nothing.
@@ -83,6 +85,44 @@ def _against_constant(ends: Any, net: str, budget: str) -> Iterator[Claim]:
                 effect.told if effect.values else "none",
                 "contradicted" if nothing and len(two["seed"].unique()) >= LEAST else verdict,
             )
+
+
+def by_search(ends: Any) -> Any:
+    """Sum up the fresh runs of each search.
+
+    Args:
+        ends: Table of the fresh runs of a net.
+
+    Returns:
+        By policy and search: `last`, the lambda at which its winner ends (lm: the least that it may have), and
+        `log10`, the mean decimal logarithm of the last training loss. Without searches of which no run finished.
+    """
+    last = ends["damping"]
+    if "optimizer.damping_end" in ends:
+        last = ends["optimizer.damping_end"].fillna(last)
+    rows = ends.assign(last=last, log10=np.log10(ends["train_loss"])).groupby(["policy", "search"], as_index=False)
+    return rows[["last", "log10"]].mean().dropna()
+
+
+def _by_last_damping(ends: Any, net: str, budget: str) -> Iterator[Claim]:
+    """What sets searches apart, whatever their policy: where in the range of dampings each came to its end."""
+    searches = by_search(ends)
+    if len(searches) < LEAST or min(searches[key].nunique() for key in ("last", "log10")) < 2:
+        return
+    rank = float(stats.spearmanr(searches["last"], searches["log10"]).statistic)
+    # Fisher's z, whose variance for ranks is 1.06 / (n - 3) (Fieller, Hartley and Pearson 1957).
+    half = stats.norm.ppf(0.975) * math.sqrt(1.06 / (len(searches) - 3))
+    low, high = (math.tanh(math.atanh(min(max(rank, -0.999), 0.999)) + side * half) for side in (-1, 1))
+    yield Claim(
+        "the lower the damping at which a search's winner ends, the lower its loss, whatever the policy",
+        "beyond the paper; asked after seeing that searches differ",
+        f"{net}, {budget}; damping_end, for lm the least lambda",
+        "rank correlation over searches above 0",
+        f"Spearman's rho {rank:.2f}",
+        len(searches),
+        f"95 % interval [{low:.2f}, {high:.2f}] by Fisher's z",
+        "reproduced" if low > 0 else "contradicted" if high < 0 else "inconclusive",
+    )
 
 
 def _told(effect: Effect, spread: Any, two: Any, policy: str, column: str) -> str:
