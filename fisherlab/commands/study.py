@@ -62,6 +62,7 @@ def checked(overrides: Sequence[str]) -> DictConfig:
         raise UsageError(f"scale={cfg.scale}: expected {', '.join(scales)}; {did_you_mean(str(cfg.scale), scales)}")
     check("threads", cfg.threads, whole(1) | NULL)
     check("results", cfg.results, TEXT)
+    check("only", cfg.only, TEXT | NULL)
     check("debug", cfg.debug, BOOL)
     return cfg
 
@@ -80,6 +81,7 @@ def _run(cfg: DictConfig) -> None:
     settings = OmegaConf.to_container(cfg.study.scales[cfg.scale], resolve=True)
     assert isinstance(settings, dict)
     facts = environment(torch.device("cpu"))
-    study.run(cfg.study.name, settings, folder, facts, show_bar=sys.stderr.isatty())  # type: ignore[arg-type]
+    bar = sys.stderr.isatty()
+    study.run(cfg.study.name, settings, folder, facts, show_bar=bar, only=cfg.only)  # type: ignore[arg-type]
     report.write(Path(cfg.results))
     print(folder)

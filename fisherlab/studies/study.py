@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pandas as pd
 from tqdm import tqdm
 
-from fisherlab.errors import UsageError
+from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.files import replace, write_json
 from fisherlab.studies import STUDIES
 from fisherlab.studies.sharing import alone, pieces, share
@@ -117,7 +117,15 @@ def load(name: str) -> Study:
     return importlib.import_module(STUDIES[name])
 
 
-def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str, Any], *, show_bar: bool) -> None:
+def run(
+    name: str,
+    settings: Mapping[str, Any],
+    folder: Path,
+    facts: Mapping[str, Any],
+    *,
+    show_bar: bool,
+    only: str | None = None,
+) -> None:
     """Make what is missing of a study, judge its claims and draw its figures.
 
     Args:
@@ -126,15 +134,27 @@ def run(name: str, settings: Mapping[str, Any], folder: Path, facts: Mapping[str
         folder: `results/studies/<name>/<scale>`.
         facts: What it runs on: versions, commit, device, threads.
         show_bar: Whether to draw progress bars.
+        only: Text in the names of the parts that are wanted, which are made with those that they need; None for all.
 
     Raises:
-        UsageError: If the folder holds tables that were made with other settings.
+        UsageError: If the folder holds tables that were made with other settings, or no part is called so.
     """
     parts = load(name).parts(settings, folder)  # what is wrong with the settings is said before anything is written
+    wanted = _wanted(parts, only)
     begin(folder, settings, facts, parts)
     making = _Making(name, settings, folder, facts, parts, show_bar)
-    share(parts, folder, making.make, making.recorded, making.aid)
+    share(wanted, folder, making.make, making.recorded, making.aid)
     conclude(name, folder)
+
+
+def _wanted(parts: list[Part], only: str | None) -> list[Part]:
+    """The parts whose names contain a text, and those whose tables these need, in their order."""
+    wanted = [part for part in parts if (only or "") in part.name]
+    if not wanted:
+        raise UsageError(f"only={only!r} is in no part's name: {did_you_mean(str(only), [p.name for p in parts])}")
+    while more := [p for p in parts if p not in wanted and any({*p.tables} & {*w.needs} for w in wanted)]:
+        wanted += more
+    return [part for part in parts if part in wanted]
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,26 @@ def test_two_processes_share_the_parts(made, tmp_path):
     assert not list(folder.glob(".*"))
 
 
+def test_only_the_parts_that_are_asked_for_are_made_and_what_they_need(tmp_path, made):
+    def part(name, *needs):
+        def make(bar):
+            made.append(name)
+            return {f"{name}.csv": pd.DataFrame({"x": [1]})}
+
+        return Part(name, (f"{name}.csv",), make, needs=needs)
+
+    parts = [part("grid"), part("curves", "grid.csv"), part("other"), part("last look", "curves.csv")]
+    sys.modules["fake_study"].parts = lambda settings, folder: parts
+    run = partial(study.run, "fake", {}, tmp_path, FACTS, show_bar=False)
+    run(only="look")
+    assert made == ["grid", "curves", "last look"]
+    assert json.loads((tmp_path / "study.json").read_text())["planned"] == ["grid", "curves", "other", "last look"]
+    with pytest.raises(UsageError, match="only='othr' is in no part's name: did you mean 'other'"):
+        run(only="othr")
+    run()
+    assert made[3:] == ["other"]
+
+
 def test_the_time_of_a_helper_counts_as_the_part_s(made, tmp_path):
     begun, helped = threading.Event(), threading.Event()
 
