@@ -14,7 +14,10 @@ from torch import Tensor
 
 
 class _Logistic(torch.autograd.Function):
-    """The logistic function with the derivative y (1 - y), where autograd of 1 / (1 + exp(-x)) would meet 0 * inf."""
+    """The logistic function with the derivative y (1 - y), where autograd of 1 / (1 + exp(-x)) would meet 0 * inf.
+
+    Forward mode within forward mode (`jacfwd` of `jacfwd`) is torch's limit: it takes y for constant there.
+    """
 
     generate_vmap_rule = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -37,11 +38,21 @@ def main(args: Sequence[str]) -> int:
         raise UsageError(f"study {' '.join(names)}: expected one name: all, {', '.join(STUDIES)}".replace("  ", " "))
     if names[0] != "all" and names[0] not in STUDIES:
         raise UsageError(f"there is no study '{names[0]}'; {did_you_mean(names[0], ('all', *STUDIES))}")
+    if names[0] == "all" and any(arg.startswith("only=") for arg in overrides):
+        raise UsageError("only= names parts of one study: expected a study's name instead of 'all'")
+    overrides = [_quoted(arg) for arg in overrides]
     # All are checked before the first one runs.
     configs = [checked([*overrides, f"study={name}"]) for name in (STUDIES if names[0] == "all" else names)]
     for cfg in configs:
         _run(cfg)
     return 0
+
+
+def _quoted(override: str) -> str:
+    """Parts have commas and numbers in their names, which Hydra would read."""
+    key, _, value = override.partition("=")
+    plain = key == "only" and value not in ("", "null") and value[:1] not in ("'", '"')
+    return f"{key}={json.dumps(value, ensure_ascii=False)}" if plain else override
 
 
 def checked(overrides: Sequence[str]) -> DictConfig:

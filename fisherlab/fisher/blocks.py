@@ -196,9 +196,10 @@ class Blocks(Structure):
 
     def state(self) -> dict[str, Any]:
         """See `Structure.state`: the averages, and what the last refresh prepared."""
-        return {"lower": list(self._lower), "prepared": list(self._prepared), "explicit": self._explicit}
+        kept = {"lower": list(self._lower), "prepared": list(self._prepared)}
+        return kept | {"explicit": self._explicit, "sizes": list(self._sizes)}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Structure.load`."""
         self._lower, self._prepared = list(state["lower"]), list(state["prepared"])
-        self._explicit = state["explicit"]
+        self._explicit, self._sizes = state["explicit"], state["sizes"]

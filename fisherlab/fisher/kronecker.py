@@ -185,7 +185,7 @@ class Kronecker(Structure):
         """A layer's solve; of a batch that is small beside the layer, each example's part by itself: g G^-1, a A^-1."""
         inputs, g = gradient.inputs[i], gradient.gradients[i]
         batch, m, n = *g.shape[-2:], inputs.width
-        if batch * (m * m + n * n + m * n) >= m * n * (m + n):  # operations; the layer's size and the batch decide
+        if batch * (m * m + n * n) >= m * n * (m + n):  # operations, by the layer's size and the batch alone
             return self._solve_factored(gradient.layer(i), on_a, on_g)
         if self._explicit:
             g, a = product(g, on_g), product(inputs.joined, on_a)

@@ -24,7 +24,7 @@ class UnitBlocks(Blocks):
 
     def __init__(self, damping_mode: str | None = None) -> None:
         super().__init__(damping_mode)
-        # By layer, where the same batch comes at every step: set by who knows that (a full-batch study).
+        # By layer, where the same batch comes at every step: set by who knows that (a full-batch study), at the start.
         self.outer: dict[int, OuterProducts] = {}
 
     def sizes(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from fisherlab.optim.state import copied
 if TYPE_CHECKING:
     from fisherlab.optim.optimizer import FisherOptimizer
 
-FORMAT = 2
+FORMAT = 3
 
 
 def describe(optimizer: FisherOptimizer) -> dict[str, Any]:

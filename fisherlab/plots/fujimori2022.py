@@ -50,8 +50,9 @@ def figures(folder: Path) -> dict[str, Figure]:
     drawn |= {"squared_gradients": _gradients(folder, rerun)} if rerun else {}
     drawn |= {"cosine_to_gradient": _cosines(folder)} if (folder / "cosines.csv.gz").exists() else {}
     compared = sorted(path for path in folder.glob("reruns_policies_*.csv"))
-    if compared:
-        drawn |= {"damping_policies": _policies(compared), "policies_by_last_damping": _last_dampings(compared)}
+    drawn |= {"damping_policies": _policies(compared)} if compared else {}
+    if (folder / "policy_searches.csv").exists():
+        drawn["policies_by_last_damping"] = _last_dampings(_read(folder / "policy_searches.csv"))
     for figure in drawn.values():
         figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
@@ -222,7 +223,7 @@ def _cosines(folder: Path) -> Figure:
 
 def _policies(tables: list[Path]) -> Figure:
     """Last training loss of each policy's best trial: a point per fresh seed, a bar at their geometric mean."""
-    figure, axes = _panels([_net(path) for path in tables])
+    figure, axes = _panels([path.name.removeprefix("reruns_policies_").removesuffix(".csv") for path in tables])
     for axis, path in zip(axes, tables, strict=False):
         ends = _read(path)
         names = list(dict.fromkeys(ends["policy"]))
@@ -244,20 +245,16 @@ def _policies(tables: list[Path]) -> Figure:
     return figure
 
 
-def _last_dampings(tables: list[Path]) -> Figure:
-    """Last training loss of each search's winner against the damping at which it ends: mean and SD over fresh seeds."""
-    figure, axes = _panels([_net(path) for path in tables])
-    for axis, path in zip(axes, tables, strict=False):
-        ends = _read(path)
-        names = list(dict.fromkeys(ends["policy"]))
-        last = ends.get("optimizer.damping_end", ends["damping"]).fillna(ends["damping"])
-        for (policy, _), part in ends.assign(last=last).dropna(subset=["train_loss"]).groupby(["policy", "search"]):
-            i, log = names.index(policy), np.log(part["train_loss"])
-            mean, sd = np.exp(log.mean()), log.std()
-            spread = [[mean - mean * np.exp(-sd)], [mean * np.exp(sd) - mean]]
+def _last_dampings(searches: Any) -> Figure:
+    """Last training loss of each search's winner against the damping it comes down to: mean and SD over fresh seeds."""
+    names, nets = list(dict.fromkeys(searches["policy"])), list(dict.fromkeys(searches["net"]))
+    figure, axes = _panels(nets)
+    for axis, net in zip(axes, nets, strict=False):
+        for policy, own in searches[searches["net"] == net].groupby("policy"):
+            i, (loss, factor) = names.index(policy), (own["loss"], np.exp(own["sd"].fillna(0.0)))
             look: dict[str, Any] = {"color": f"C{i}", "marker": "osD^v"[i % 5], "ms": 5, "ls": "", "label": policy}
-            axis.errorbar(part["last"].iloc[0], mean, spread, capsize=2, **look)
-        axis.set(xscale="log", xlabel="damping at the end (lm: the least allowed)")
+            axis.errorbar(own["last"], loss, [loss - loss / factor, loss * factor - loss], capsize=2, **look)
+        axis.set(xscale="log", xlabel="damping at the end (lm, settling:\nthe least allowed)")
         _log_losses(axis)
     legend(figure, axes, "policy")
     return figure
@@ -268,8 +265,3 @@ def _log_losses(axis: Axes) -> None:
     axis.set(yscale="log", ylabel="last training loss (nats)")
     axis.yaxis.set_major_formatter("{x:.3g}")
     axis.yaxis.set_minor_formatter("{x:.3g}")
-
-
-def _net(path: Path) -> str:
-    """The net that a table of policies is of."""
-    return path.name.removeprefix("reruns_policies_").removesuffix(".csv")

@@ -25,7 +25,7 @@ def share(
     folder: Path,
     make: Callable[[Part], None],
     recorded: Callable[[], Collection[str]],
-    aid: Callable[[Part, str], None],
+    do: Callable[[Part, str], None],
 ) -> None:
     """Make all parts, or help with those that other processes make; a dead process's part is taken over.
 
@@ -34,7 +34,7 @@ def share(
         folder: Its folder, which exists.
         make: Makes a part, its pieces by `pieces`, and records it.
         recorded: Names the parts that are recorded by now.
-        aid: Does a piece of a part that another process makes.
+        do: Does a piece of a part that another process makes.
     """
     told, seen = False, set[tuple[str, str]]()
     while missing := _missing(parts, folder, recorded()):
@@ -42,7 +42,7 @@ def share(
         if any(_attempt(part, parts, folder, make, recorded) for part in ready):
             continue
         pairs = [(part, key) for part in ready for key in reversed(list(part.pieces))]
-        if helped := next((p for p in pairs if (p[0].name, p[1]) not in seen and _piece(*p, folder, aid)), None):
+        if helped := next((p for p in pairs if (p[0].name, p[1]) not in seen and _piece(*p, folder, do)), None):
             seen.add((helped[0].name, helped[1]))
             continue
         if not told:
@@ -57,7 +57,7 @@ def pieces(part: Part, folder: Path, do: Callable[[Part, str], None]) -> None:
     Args:
         part: The part, which this process makes.
         folder: Of the study.
-        do: Does a piece; what another process has done is done again at once.
+        do: Does a piece; what another process has done takes no longer than reading it.
     """
     left = list(part.pieces)
     while left:

@@ -84,7 +84,7 @@ class Study(Protocol):
     """
 
     def parts(self, settings: Mapping[str, Any], folder: Path) -> list[Part]:
-        """List what there is to be made at a scale; a part may read the tables of those before it."""
+        """List what there is to be made at a scale; a part may read those tables that it `needs`."""
 
     def claims(self, folder: Path) -> list[Claim]:
         """Judge the paper's claims by the tables."""
@@ -100,8 +100,13 @@ def gathered(tables: Sequence[str], pieces: Iterable[Callable[[tqdm[Any]], Any]]
 
     Returns:
         The tables.
+
+    Raises:
+        RuntimeError: If no piece has anything to tell.
     """
     found = [one for one in (piece(bar) for piece in pieces) if one is not None]
+    if not found:
+        raise RuntimeError(f"there is nothing to put into {', '.join(tables)}: no trial finished")
     return {table: pd.concat(rows) for table, rows in zip(tables, zip(*found, strict=True), strict=True)}
 
 
@@ -141,10 +146,16 @@ def run(
     """
     parts = load(name).parts(settings, folder)  # what is wrong with the settings is said before anything is written
     wanted = _wanted(parts, only)
+    _check_threads(folder, parts, facts)
     begin(folder, settings, facts, parts)
     making = _Making(name, settings, folder, facts, parts, show_bar)
-    share(wanted, folder, making.make, making.recorded, making.aid)
-    conclude(name, folder)
+    share(wanted, folder, making.make, making.recorded, making.piece)
+    if _piecewise(name) or all((folder / table).exists() for part in parts for table in part.tables):
+        conclude(name, folder)
+
+
+def _piecewise(name: str) -> bool:
+    return bool(getattr(load(name), "PIECEWISE", False))
 
 
 def _wanted(parts: list[Part], only: str | None) -> list[Part]:
@@ -175,48 +186,57 @@ class _Making:
 
     def make(self, part: Part) -> None:
         """Make a part: its pieces, which others may help with, and then its tables."""
-        self._note(part, {}, done=False)
+        self._note(part, {})
+        pieces(part, self.folder, self.piece)
         began = _now()
         try:
-            pieces(part, self.folder, self._piece)
             with self._bar(part.name) as bar:
                 found = part.make(bar)
             for table in part.tables:
                 write_table(self.folder / table, found[table])
         except BaseException:  # also where it was asked to stop: it is gone on with, and this time counts then
-            self._note(part, _since(began), done=False)
+            self._note(part, _since(began))
             raise
         took = self._note(part, _since(began), done=True)
         print(f"{part.name}: {took['seconds']} s", flush=True)
-        if getattr(load(self.name), "PIECEWISE", False) and took["seconds"] > 60:
+        if _piecewise(self.name) and took["seconds"] > 60:
             try:
                 conclude(self.name, self.folder)
             except Exception as error:  # what took hours goes on; at the end it is raised
                 print(f"fisherlab: warning: claims or figures: {type(error).__name__}: {error}", file=sys.stderr)
 
-    def aid(self, part: Part, key: str) -> None:
-        """Do a piece of a part that another process makes; the time counts as the part's."""
+    def piece(self, part: Part, key: str) -> None:
+        """Do a piece of a part that this or another process makes; the time counts as the part's."""
         began = _now()
         try:
-            self._piece(part, key)
+            with self._bar(f"{part.name}: {key}") as bar:
+                part.pieces[key](bar)
         finally:
-            if part.name not in self.recorded():  # else it was only looked at once more
-                self._note(part, _since(began), done=False)
-
-    def _piece(self, part: Part, key: str) -> None:
-        with self._bar(f"{part.name}: {key}") as bar:
-            part.pieces[key](bar)
+            self._note(part, _since(began))
 
     def _bar(self, told: str) -> tqdm[Any]:
         return tqdm(desc=told, disable=not self.show_bar, dynamic_ncols=True)
 
-    def _note(self, part: Part, took: Mapping[str, float], *, done: bool) -> dict[str, Any]:
+    def _note(self, part: Part, took: Mapping[str, float], *, done: bool = False) -> dict[str, Any]:
         with alone(self.folder):
             record = begin(self.folder, self.settings, self.facts, self.parts)
             record |= {"planned": [part.name for part in self.parts]}
+            if took and part.name not in record.get("unfinished", {}):
+                return {}  # its maker is done: a helper looked at a piece once more
             noted = _noted(record, part.name, took, self.facts if done else None)
             write_json(self.folder / RECORD, record)
         return noted
+
+
+def _check_threads(folder: Path, parts: Sequence[Part], facts: Mapping[str, Any]) -> None:
+    """Of a part that processes share, all runs have one number of threads."""
+    if not (folder / RECORD).exists():
+        return
+    found = json.loads((folder / RECORD).read_text())
+    then, now = found["environment"].get("threads"), facts.get("threads")
+    begun = [part.name for part in parts if part.pieces and part.name in found.get("unfinished", {})]
+    if begun and then != now:
+        raise UsageError(f"threads={now}: '{begun[0]}' in '{folder}' was begun with threads={then}: expected those")
 
 
 def _now() -> dict[str, float]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher import STRUCTURES, Blocks, blocks, layer, unit
+from fisherlab.fisher import STRUCTURES, Blocks, Statistics, blocks, layer, unit
 from fisherlab.models import stack_replicas
 from tests.cases import KINDS, LAYERS, LIKELIHOODS, batch_of, batch_statistics, flat, like, model_of, noise_of
 from tests.compare import assert_close, assert_same_bits
@@ -134,7 +134,6 @@ def test_a_state_goes_on_where_it_was(structure):
     found, again = STRUCTURES[structure](), STRUCTURES[structure]()
     found.update(first, 0.0)
     found.refresh(number(DAMPING))
-    again.check(first.shapes)
     again.load(found.state())
     assert_same_bits(flat(again.solve(gradient)), flat(found.solve(gradient)))
     again.update(second, 0.5)
@@ -168,13 +167,18 @@ def test_what_comes_first_is_said(structure):
         STRUCTURES[structure]().refresh(number(DAMPING))
 
 
-def test_units_are_cut_into_pieces_that_fit(monkeypatch):
-    (stats, _), _ = two_batches()
+@pytest.mark.parametrize("units", [None, 2])  # by outer products of the inputs, or by rows where they serve few units
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_units_are_cut_into_pieces_that_fit(decay, units, monkeypatch):
+    batches = [Statistics(stats.inputs, [g[..., :units] for g in stats.gradients]) for stats, _ in two_batches()]
     whole, pieces = STRUCTURES["unit"](), STRUCTURES["unit"]()
-    whole.update(stats, 0.0)
-    monkeypatch.setattr(unit, "CHUNK", 2 * 8 * 6 * 5)  # two units of the first layer
-    assert len(list(pieces.rows(stats, 0))) == 3
-    pieces.update(stats, 0.0)
+    for batch in batches:
+        whole.update(batch, decay)
+    monkeypatch.setattr(unit, "CHUNK", 8 * 6 * 5)  # one unit of the first layer, or one example's outer products
+    for batch in batches:
+        pieces.update(batch, decay)
+    assert [pieces._packs(i) for i in range(2)] == [units is None] * 2
+    assert len(list(pieces.rows(batches[0], 0))) == batches[0].gradients[0].shape[-1]
     assert_close(pieces.dense(), whole.dense(), 1e-14)
 
 

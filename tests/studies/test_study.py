@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fisherlab import studies
 from fisherlab.cli import main
 from fisherlab.errors import UsageError
-from fisherlab.studies import report, study
+from fisherlab.studies import report, sharing, study
 from fisherlab.studies.study import Claim, Part
 
 FACTS = {"commit": "0123456789abcdef+dirty"}
@@ -175,33 +175,68 @@ def test_only_the_parts_that_are_asked_for_are_made_and_what_they_need(tmp_path,
     assert made[3:] == ["other"]
 
 
-def test_the_time_of_a_helper_counts_as_the_part_s(made, tmp_path):
+def test_the_time_of_a_helper_counts_as_the_part_s_and_waiting_does_not(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "POLL", 0.02)
     begun, helped = threading.Event(), threading.Event()
 
-    def slow(bar):
+    def first(bar):
         begun.set()
-        assert helped.wait(60)
         return [pd.DataFrame({"x": [1]})]
 
-    def other(bar):
+    def last(bar):
         if not helped.is_set():
-            time.sleep(0.3)
+            assert begun.wait(60)  # the maker waits for this one
+            time.sleep(1.0)
             helped.set()
         return [pd.DataFrame({"x": [2]})]
 
-    pieces = {"slow": slow, "other": other}
+    pieces = {"first": first, "last": last}
     make = partial(study.gathered, ("only.csv",), pieces.values())
     sys.modules["fake_study"].parts = lambda settings, folder: [Part("only", ("only.csv",), make, pieces=pieces)]
     run = partial(study.run, "fake", {}, tmp_path, FACTS, show_bar=False)
-    maker = threading.Thread(target=run)
-    maker.start()
-    assert begun.wait(60)
-    run()
-    maker.join(60)
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
     record = json.loads((tmp_path / "study.json").read_text())
     assert "unfinished" not in record
-    assert record["parts"]["only"]["seconds"] > 0.6  # of both
+    assert 1.0 <= record["parts"]["only"]["seconds"] < 1.9
     assert pd.read_csv(tmp_path / "only.csv")["x"].tolist() == [1, 2]
+
+
+def test_a_part_that_is_shared_has_one_number_of_threads(made, tmp_path):
+    sys.modules["fake_study"].parts = lambda settings, folder: [
+        Part("only", ("only.csv",), lambda bar: {"only.csv": pd.DataFrame()}, pieces={"a": lambda bar: 1 / 0})
+    ]
+    run = partial(study.run, "fake", {}, tmp_path, show_bar=False)
+    with pytest.raises(ZeroDivisionError):
+        run(FACTS | {"threads": 1})
+    with pytest.raises(UsageError, match=r"threads=2: 'only' in .* was begun with threads=1"):
+        run(FACTS | {"threads": 2})
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["fujimori2022", "only=base, tpx"], "did you mean 'base, tpe'?"),
+        (["fujimori2022", "only='base, tpx'"], "only='base, tpx' is in no part's name"),
+        (["sun2017", "only=12"], "only='12' is in no part's name"),
+        (["all", "only=tpe"], "only= names parts of one study"),
+    ],
+)
+def test_parts_that_are_not_there_are_refused_before_anything_is_written(args, says, tmp_path, capsys):
+    assert main(["study", *args, "scale=smoke", f"results={tmp_path}"]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_study_that_is_judged_as_a_whole_waits_for_its_parts(made, tmp_path):
+    run = partial(study.run, "fake", {}, tmp_path, FACTS, show_bar=False)
+    run(only="first")
+    assert not (tmp_path / "claims.csv").exists()
+    run(only="second")
+    assert (tmp_path / "claims.csv").exists()
 
 
 def test_an_unfinished_study_keeps_no_figure_from_being_drawn(made, tmp_path):

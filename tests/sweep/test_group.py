@@ -96,7 +96,9 @@ def test_a_group_leaves_the_files_and_the_weights_of_runs_alone(tmp_path):
 @pytest.mark.parametrize(
     "swept",
     [
-        [["l2=0"], ["l2=0.01"], ["l2=0.1"]],
+        [["l2=0.001"], ["l2=0.01"], ["l2=0.1"]],
+        [[f"l2={value}", "optimizer=kfac", "batch_size=16"] for value in (0.001, 0.01, 0.1)],
+        [[f"damping={value}", "optimizer=kfac", "batch_size=8"] for value in (0.1, 1.0, 10.0)],
         [["lr_schedule.name=linear", f"lr_schedule.end_fraction={e}"] for e in (0.0, 0.5, 1.0)],
         [[f"init_seed={s}"] for s in (0, 1, 2)],
         [[f"momentum={m}"] for m in (0.0, 0.5, 0.9)],

@@ -33,7 +33,6 @@ def same(a: dict, b: dict, per_replica=("lr", "momentum", "l2")) -> bool:
         {"data_seed": 3},
         {"init_seed": 3},
         {"lr": 1, "optimizer_lr": 1},
-        {"l2": 0.5, "optimizer_l2": 0.5},
         {"lr_schedule": {"name": "constant", "end_fraction": 0.5}},
     ],
 )
@@ -48,12 +47,17 @@ def test_numbers_that_a_replica_may_have_for_itself(values):
         {"optimizer_nesterov": True},
         {"optimizer_lr": None},
         {"optimizer_l2": True},
+        {"l2": 0.5, "optimizer_l2": 0.5},  # beside none
         {"lr_schedule": {"name": "linear", "end_fraction": 0.0}},
         {"optimizer__target_": "fisherlab.optim.Adam"},
     ],
 )
 def test_what_makes_another_program(values):
     assert not same(CONFIG, changed(**values))
+
+
+def test_strengths_of_l2_may_differ():
+    assert same(changed(l2=0.1, optimizer_l2=0.1), changed(l2=0.5, optimizer_l2=0.5))
 
 
 def test_only_what_the_optimizer_names_may_differ():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fisherlab.studies.fujimori2022.policy_verdicts import by_search
 from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
 from fisherlab.studies.fujimori2022.tables import at_bounds, best_trials, trials_of
 from fisherlab.studies.study import Tables, settings_of
@@ -29,7 +30,7 @@ def derived(folder: Path) -> Tables:
         best third, 100 of 300) and median, each with `_low` and `_high`: a 95 % bootstrap interval over trials, which
         for TPE, whose trials are not independent, only describes; best_lr, best_momentum, and at_bound: the share of
         the best trials whose lr or momentum lies within 5 % of a bound; told: the setting in words; lr_low and
-        lr_high: the range of learning rates.
+        lr_high: the range of learning rates. policy_searches.csv, where policies were searched: see `by_search`.
     """
     settings = settings_of(folder)
     rows = []
@@ -41,7 +42,8 @@ def derived(folder: Path) -> Tables:
                 count = max(1, round(len(one) * settings["best"] / settings["trials"]))
                 row = {"setting": setting, "sampler": sampler, "damping": damping, **_row(one, count, setting)}
                 rows.append(row | {"told": SETTINGS[setting].told, **_range(setting, damping)})
-    return {"summary.csv": pd.DataFrame(rows)}
+    searches = by_search(folder)
+    return {"summary.csv": pd.DataFrame(rows)} | ({"policy_searches.csv": searches} if len(searches) else {})
 
 
 def _range(setting: str, damping: float) -> dict[str, float]:
