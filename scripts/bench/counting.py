@@ -72,18 +72,23 @@ def kfac_step(widths: Sequence[int], batch: int, *, replicas: int = 1, streams: 
         terms.append(Term("gradient of the weights", layer, f"2*{batch}*{n + 1}*{m}", replicas))
         terms.append(Term("factor A, by blocks", layer, symmetric(batch, n + 1), replicas if i else streams))
         terms.append(Term("factor G, by blocks", layer, symmetric(batch, m), replicas))
-        terms += solving(n + 1, m, layer, replicas, period)
+        terms += solving(n + 1, m, batch, layer, replicas, period)
     return terms
 
 
-def solving(n: int, m: int, layer: str, replicas: int, period: int) -> list[Term]:
-    """Factorise, and solve for an m x n gradient: by explicit inverses where there are several solves for each."""
+def solving(n: int, m: int, batch: int, layer: str, replicas: int, period: int) -> list[Term]:
+    """Factorise, and solve for an m x n gradient: by explicit inverses where there are several solves for each.
+
+    A small batch is solved for before its gradient is summed: as many columns as examples, for each factor.
+    """
     terms = [Term(f"Cholesky of {f}", layer, f"{size}**3/3", replicas / period) for f, size in (("A", n), ("G", m))]
     how = "triangular solves with"
     if period >= INVERSE_FROM:
         inverses = (("A", n), ("G", m))
         terms += [Term(f"inverse of {f}", layer, f"2*{size}**3/3", replicas / period) for f, size in inverses]
         how = "product with the inverse of"
-    terms.append(Term(f"{how} G", layer, f"2*{m}**2*{n}", replicas))
-    terms.append(Term(f"{how} A", layer, f"2*{m}*{n}**2", replicas))
+    by_example = batch * (m * m + n * n) < m * n * (m + n)
+    for_g, for_a = (batch, batch) if by_example else (n, m)
+    terms.append(Term(f"{how} G", layer, f"2*{m}**2*{for_g}", replicas))
+    terms.append(Term(f"{how} A", layer, f"2*{for_a}*{n}**2", replicas))
     return terms
