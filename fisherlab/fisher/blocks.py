@@ -93,7 +93,11 @@ class Blocks(Structure):
     @property
     def families(self) -> list[Tensor]:
         """The averages, [..., N, n, n]."""
-        return [symmetric(self.lower(i)) for i in range(len(self._lower))]
+        return [symmetric(m) for m in self._every]
+
+    @property
+    def _every(self) -> list[Tensor]:
+        return [self.lower(i) for i in range(len(self._lower))]
 
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
@@ -154,8 +158,7 @@ class Blocks(Structure):
             raise ValueError(f"{self.name} has no average yet: call update first")
         self._explicit = solves >= INVERSE_FROM
         factorise = inverse if self._explicit else cholesky
-        every = [self.lower(i) for i in range(len(self._lower))]
-        done = [by_lanes(factorise, [(m, self._amount(m, damping))])[0] for m in every]
+        done = [by_lanes(factorise, [(m, self._amount(m, damping))])[0] for m in self._every]
         self._prepared = [found for found, _ in done]
         return stacked([failed.any(-1) for _, failed in done])
 
@@ -176,7 +179,7 @@ class Blocks(Structure):
 
     def trace(self) -> Tensor:
         """See `Structure.trace`."""
-        return summed([self.lower(i).diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for i in range(len(self._lower))])
+        return summed([m.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) for m in self._every])
 
     def dense(self) -> Tensor:
         """See `Structure.dense`."""

@@ -236,7 +236,7 @@ def _check_threads(folder: Path, parts: Sequence[Part], facts: Mapping[str, Any]
     then, now = found["environment"].get("threads"), facts.get("threads")
     begun = [part.name for part in parts if part.pieces and part.name in found.get("unfinished", {})]
     if begun and then != now:
-        raise UsageError(f"threads={now}: '{begun[0]}' in '{folder}' was begun with threads={then}: expected those")
+        raise UsageError(f"threads={now}: '{begun[0]}' in '{folder}' was begun with threads={then}: expected that")
 
 
 def _now() -> dict[str, float]:
