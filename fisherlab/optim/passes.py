@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fisherlab.errors import UsageError
 from fisherlab.fisher.capture import Capture, MeanGradient
+from fisherlab.fisher.kinds import Kind
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood
 from fisherlab.models.normalise import couples, held
@@ -135,8 +136,9 @@ class Passes:
         if self.preconditioner.observes:
             part = slice(None, None, self.preconditioner.stride)
             captured, own = self.capture(x[..., part, :]), examples(y, x, part)
-            mean = self.likelihood.mean(captured.output)
-            observed, _ = captured.backward(self.likelihood.residual_at(mean, own))
+            mean, observed = self.likelihood.mean(captured.output), list[Tensor]()
+            if self.preconditioner.kind is Kind.EMPIRICAL:  # the others look at no observed label
+                observed, _ = captured.backward(self.likelihood.residual_at(mean, own))
             self.preconditioner.observe(captured, self.likelihood, own, observed, mean, self.streams, thinned=True)
         return summed(losses), MeanGradient.formed(gradient), []
 

@@ -52,6 +52,7 @@ def figures(folder: Path) -> dict[str, Figure]:
         batch = settings["fixed_batches"][-1]
         drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds", f"{processor(folder)}, of training")
         drawn["figure_11"] = _runs(folder, made, batch, "step", "iteration")
+        drawn["cases"] = _runs(folder, made, batch, "examples", "training cases processed")
         drawn["seeds"] = _seeds(folder, first, settings)
     if evaluations(folder, first, TRI, "batch", settings["fixed_batches"][0]) is not None:
         drawn["figure_9"] = _batches(folder, first, settings["fixed_batches"])

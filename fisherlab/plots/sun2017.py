@@ -67,7 +67,7 @@ def _all_curves(folder: Path, settings: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def _curves(net: str, found: dict[str, Any], seconds: dict[str, float] | None) -> Figure:
-    """Training objective on the left, validation accuracy on the right: mean and SD over seeds, by epoch or second."""
+    """Training objective on the left, each run thin as theirs; validation accuracy on the right; means over seeds."""
     figure = Figure(figsize=(10.5, 4), layout="constrained")
     axes = list(figure.subplots(1, 2))
     for method, table in found.items():
@@ -76,15 +76,19 @@ def _curves(net: str, found: dict[str, Any], seconds: dict[str, float] | None) -
         for axis, column in zip(axes, ("objective", "accuracy"), strict=True):
             # All seeds: where one has diverged, a mean of the others would be another method's.
             by = table.pivot(index="epoch", columns="seed", values=column).query("epoch > 0")
-            mean, sd = by.mean(axis=1, skipna=False), by.std(axis=1, skipna=False).fillna(0)
-            axis.plot(by.index * scale, mean, color=COLOURS[method], label=_label(method, table), lw=1.4)
-            axis.fill_between(by.index * scale, mean - sd, mean + sd, color=COLOURS[method], alpha=0.15, lw=0)
+            mean, look = by.mean(axis=1, skipna=False), {"color": COLOURS[method]}
+            axis.plot(by.index * scale, mean, label=_label(method, table), lw=1.4, **look)
+            if column == "objective":
+                axis.plot(by.index * scale, by, lw=0.5, alpha=0.3, **look)
+            else:
+                sd = by.std(axis=1, skipna=False).fillna(0)
+                axis.fill_between(by.index * scale, mean - sd, mean + sd, alpha=0.15, lw=0, **look)
     told = "epoch" if seconds is None else "seconds of training (epochs times measured seconds)"
     axes[0].set(xlabel=told, ylabel="training objective (nats, with L2)", yscale="log")
     axes[1].set(xlabel=told, ylabel="validation accuracy")
     _from_above(axes[1], found)
     seeds = max((table["seed"].nunique() for table in found.values()), default=0)
-    figure.suptitle(f"{TOLD[net]}: mean and SD of {seeds} seeds", fontsize="medium")
+    figure.suptitle(f"{TOLD[net]}: means of {seeds} seeds, with each run (left) and SD (right)", fontsize="medium")
     legend(figure, axes)
     return figure
 
@@ -140,7 +144,7 @@ def _matrices(folder: Path, nets: list[str]) -> Figure:
         table: Any = pd.read_csv(folder / matrices_table(net))
         for layer, part in table.groupby("layer"):
             kind = "one matrix" if part["matrices"].iloc[0] == 1 else f"{part['matrices'].iloc[0]} matrices"
-            look: dict[str, Any] = {"color": f"C{layer - 1}", "label": f"layer {layer} ({kind})"}
+            look: dict[str, Any] = {"color": f"C{layer - 1}", "label": f"layer {layer} ({kind})", "marker": "."}
             mean = part.groupby("epoch").mean(numeric_only=True)
             axes[0][column].plot(mean["q100"], **look)
             axes[0][column].plot(mean["q50"], ls=":", color=look["color"])
@@ -150,8 +154,10 @@ def _matrices(folder: Path, nets: list[str]) -> Figure:
             axes[2][column].plot(after["since_last"], **look)
         axes[0][column].set(title=f"{TOLD[net]}, RNGD", yscale="log")
         axes[2][column].set(xlabel="epoch", yscale="log")
+        axes[2][column].set_xscale("symlog", linthresh=1)
+        axes[2][column].set_xticks(epochs := sorted(table["epoch"].unique()), [f"{epoch:g}" for epoch in epochs])
     told = ("eigenvalue: largest,\nmedian (dotted)", "change since the start;\nother cases (dotted)")
-    for axis, label in zip(axes[:, 0], (*told, "change since\nthe last epoch"), strict=True):
+    for axis, label in zip(axes[:, 0], (*told, "change since the\nepoch watched before"), strict=True):
         axis.set_ylabel(label)
     legend(figure, [axes[0][0]])
     return figure

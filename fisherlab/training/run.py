@@ -111,7 +111,7 @@ def resume(directory: Path, *, debug: bool = False, watch: Watch | None = None) 
         return RunResult(status["status"], folder, status.get("final", {}))
     if environment_then.get("commit") != commit():
         print(
-            f"fisherlab: warning: the run began at commit {environment_then.get('commit')}, this is {commit()}",
+            f"fisherlab: warning: {folder} began at commit {environment_then.get('commit')}, this is {commit()}",
             file=sys.stderr,
         )
     saved = checkpoint.load(folder, checkpoint.fingerprint(cfg))

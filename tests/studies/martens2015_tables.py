@@ -19,7 +19,7 @@ NOISE = 0.02 * np.sin(3.0 * np.arange(10))  # of ten seeds, on the logarithm
 def folder(tmp_path, tables, scale="paper"):
     """A study's folder with these tables, by file name."""
     home = tmp_path / scale
-    home.mkdir()
+    home.mkdir(parents=True)
     (home / "study.json").write_text(json.dumps({"settings": SETTINGS}))
     for name, table in tables.items():
         table.to_csv(home / name, index=False)

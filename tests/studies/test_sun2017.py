@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,12 +15,12 @@ from fisherlab.studies import sun2017
 from fisherlab.studies.study import begin
 from fisherlab.studies.sun2017 import runs, timing, verdicts, watch
 from fisherlab.studies.sun2017.curves import accuracy
-from fisherlab.studies.sun2017.settings import METHODS, VARIANTS
+from fisherlab.studies.sun2017.settings import METHODS, VARIANTS, configured
 
 SPLITS = {"train": 1000, "valid": 400, "test": 397}
 SETTINGS = {"dataset": "digits", "splits": SPLITS, "batch": 50, "l2": 1e-3, "nets": ["plain"], "variants": []}
 SETTINGS |= {"methods": list(METHODS), "rates": [1.0, 0.1, 0.01], "seeds": 10, "epochs": 100}
-SETTINGS |= {"grid_seeds": 1, "grid_epochs": 2, "watch_epochs": 1, "watch_cases": 200, "rounds": 2}
+SETTINGS |= {"grid_seeds": 1, "grid_epochs": 2, "watch_epochs": [1], "watch_cases": 200, "rounds": 2}
 FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices", "seconds_bna", "seconds_plain"]
 FIGURES += ["variants_plain", "zones"]
 
@@ -54,7 +55,9 @@ def test_every_seed_has_a_split_and_a_start_of_its_own_and_all_methods_share_the
 
 @pytest.mark.parametrize("net", ["plain", "bna"])
 def test_the_matrix_of_the_data_stands_still_and_the_hidden_ones_move(smoke, net):
-    table = pd.read_csv(smoke / watch.matrices_table(net)).query("epoch == 2")
+    table = pd.read_csv(smoke / watch.matrices_table(net))
+    assert table["epoch"].unique().tolist() == [0, 1, 3]
+    table = table[table["epoch"] == 3]
     assert table["seed"].nunique() == 2
     for _, own in table.set_index("layer").groupby("seed"):
         assert own.loc[1, "since_start"] < 1e-12
@@ -73,30 +76,32 @@ def normalised(a):
 
 @pytest.mark.parametrize("net", ["plain", "bna"])
 def test_the_watched_matrices_are_the_closed_forms(net):
-    experiment = watch._group(net, SETTINGS | {"seeds": 2}, 0.1)
+    experiment = watch.alone(configured(net, "rngd", 1, SETTINGS))
     x, _ = experiment.rows("train", slice(30))
-    found = watch._matrices(experiment, x)
+    found, a = watch._matrices(experiment, x), x[0, 0]
     layers = [m for m in experiment.model if isinstance(getattr(m, "weight", None), torch.Tensor)]
-    for run in range(2):
-        a = x[run, 0]
-        for i, (layer, m) in enumerate(zip(layers, found, strict=True)):
-            inputs = torch.cat([a, torch.ones(30, 1)], -1).double()
-            z = a @ layer.weight[run, 0].T + layer.bias[run, 0]
-            nu = torch.ones_like(z) if i in (0, 3) else torch.sigmoid(z).square()
-            for unit in (0, m.shape[1] - 1):
-                expected = (inputs * nu[:, unit, None].double()).T @ inputs / 30
-                assert torch.allclose(m[run, unit], expected, rtol=1e-4, atol=1e-6)
-            a = z.relu().detach() if net == "plain" else normalised(z.relu().detach())
+    for i, (layer, m) in enumerate(zip(layers, found, strict=True)):
+        inputs = torch.cat([a, torch.ones(30, 1)], -1).double()
+        z = a @ layer.weight[0, 0].T + layer.bias[0, 0]
+        nu = torch.ones_like(z) if i in (0, 3) else torch.sigmoid(z).square()
+        for unit in (0, len(m) - 1):
+            expected = (inputs * nu[:, unit, None].double()).T @ inputs / 30
+            assert torch.allclose(m[unit], expected, rtol=1e-4, atol=1e-6)
+        a = z.relu().detach() if net == "plain" else normalised(z.relu().detach())
 
 
-def watched(tmp_path, net, rate, **settings):
-    """The verdicts on a net that is watched for an epoch."""
-    home, settings = tmp_path / "paper", SETTINGS | {"nets": [net]} | settings
-    begin(home, settings, {})
-    pd.DataFrame([{"lr": rate, "seed": 0, "valid_error": 0.1}]).to_csv(home / runs.grid_table(net, "rngd"), index=False)
-    (part,) = watch.parts(net, settings, home)
+def make(part, home):
     for name, table in part.make(tqdm(disable=True)).items():
         table.to_csv(home / name, index=False)
+
+
+def watched(tmp_path, net, rate, epochs=1, **settings):
+    """The verdicts on a net that is watched until the end of a short training."""
+    home = tmp_path / "paper"
+    settings = SETTINGS | {"nets": [net], "epochs": epochs, "watch_epochs": [epochs]} | settings
+    begin(home, settings, {})
+    pd.DataFrame([{"lr": rate, "seed": 0, "valid_error": 0.1}]).to_csv(home / runs.grid_table(net, "rngd"), index=False)
+    make(runs.parts(net, "rngd", settings, home)[0], home)
     claims = [claim for claim in sun2017.claims(home) if claim.claim.startswith("the geometry of layer")]
     assert [claim.claim.split()[4] for claim in claims] == ["2", "3", "4"]
     assert {claim.n for claim in claims} == {settings["seeds"]}
@@ -109,7 +114,7 @@ def test_where_nothing_is_trained_nothing_moves(tmp_path, net):
 
 
 def test_where_it_is_trained_the_geometry_moves(tmp_path):
-    assert watched(tmp_path, "bna", 0.5, watch_epochs=2, watch_cases=400) == {"reproduced"}
+    assert watched(tmp_path, "bna", 0.5, epochs=2, watch_cases=400) == {"reproduced"}
 
 
 def test_a_few_seeds_do_not_tell_whether_it_moves(tmp_path):
@@ -150,7 +155,7 @@ def verdict(home, start):
 )
 def test_the_range_of_the_figure(tmp_path, accuracy, expected):
     home = folder(tmp_path, sgd=curves(0.1, accuracy))
-    assert verdict(home, "SGD's validation accuracy lies in") == expected
+    assert verdict(home, "SGD's validation accuracy ends in") == expected
 
 
 @pytest.mark.parametrize(
@@ -162,7 +167,7 @@ def test_fewer_epochs_than_sgd(tmp_path, rate, best, expected):
     assert verdict(home, FEWER) == expected
 
 
-FEWER = "RNGD reaches SGD's last objective (of its worst seed, times 1.02) in fewer epochs than SGD"
+FEWER = "RNGD reaches SGD's objective of epoch 100 (its worst seed's, times 1.02) in fewer epochs than SGD"
 SOONER = FEWER.replace("fewer epochs", "less time")
 
 
@@ -170,6 +175,23 @@ def cut(table, seeds, epoch):
     """Some runs diverge: their curves end, as the trainer's do."""
     gone = table["seed"].isin(seeds)
     return table.assign(status=table["status"].mask(gone, "diverged"))[~gone | (table["epoch"] <= epoch)]
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"), [(0.2, "reproduced"), (0.05, "contradicted"), (0.5, "contradicted"), (0.395, "inconclusive")]
+)
+def test_the_cost_in_the_figure_s_range(tmp_path, level, expected):
+    table = curves(level, 0.97)
+    table["objective"] *= 1 + 0.02 * (table["seed"] - 1004.5)  # the interval is some 4 % to each side
+    home = folder(tmp_path, rngd=table)
+    assert verdict(home, "RNGD's training cost ends in") == expected
+
+
+def test_a_lead_on_the_way_shows_though_it_ends_higher(tmp_path):
+    """Where RNGD is fast at first, and its noise keeps it above SGD's end."""
+    home = folder(tmp_path, sgd=curves(0.1, 0.97, rate=0.05), rngd=curves(0.12, 0.97, rate=0.5))
+    told = [verdict(home, FEWER.replace("100", str(epoch))) for epoch in (10, 20, 50, 100)]
+    assert told == ["reproduced", "reproduced", "reproduced", "contradicted"]
 
 
 def test_where_rngd_never_gets_to_sgd_s_end_the_claim_is_contradicted(tmp_path):
@@ -277,7 +299,7 @@ def test_a_variant_is_no_worse_than_rngd(tmp_path, name, accuracy, best, expecte
 def test_a_method_of_which_a_run_diverged_decides_nothing(tmp_path, seeds):
     table = cut(curves(0.1, 0.974, seeds=seeds), [1003], 30)
     home = folder(tmp_path, adam=curves(0.1, 0.973, seeds=seeds), rngd=table)
-    for start in ("RNGD is competitive with Adam", "RNGD's validation accuracy lies in"):
+    for start in ("RNGD is competitive with Adam", "RNGD's validation accuracy ends in"):
         claim = next(c for c in sun2017.claims(home) if c.claim.startswith(start))
         assert (claim.verdict, claim.n) == ("inconclusive", seeds)
         assert f"1 of {seeds} runs of RNGD on PLAIN did not finish" in claim.measured
@@ -290,7 +312,7 @@ def test_the_untrained_net_is_no_part_of_a_mean():
     table = curves(0.1, 0.97, epochs=3, spread=0.0)
     table.loc[table["epoch"] == 0, "valid_error"] = 0.9
     assert accuracy(table).to_list() == pytest.approx([0.97] * 10)
-    assert runs._end("finished", table)["valid_error"] == pytest.approx(0.03)
+    assert runs._end(runs.Trained("finished", table, Path()))["valid_error"] == pytest.approx(0.03)
     long = curves(0.1, 0.97, spread=0.0)
     long.loc[long["epoch"] <= 90, "valid_error"] = 0.9
     assert accuracy(long).to_list() == pytest.approx([0.97] * 10)  # the last ten
@@ -306,16 +328,17 @@ def test_the_learning_rate_is_the_best_one_of_those_that_never_diverged(tmp_path
     assert runs.chosen(home, "plain", "sgd") == 0.1
 
 
+LOST = runs.Trained("diverged", curves(1, 0.9, epochs=0), Path())
+
+
 def test_a_method_that_diverges_at_every_learning_rate_is_an_outcome(tmp_path, monkeypatch):
     """Of RNGD, on whose learning rate the variants and the matrices depend too."""
     settings = SETTINGS | {"variants": ["rngd, softmax"]}
     home = folder(tmp_path, variants=settings["variants"], sgd=curves(0.1, 0.97), adam=curves(0.1, 0.97))
-    monkeypatch.setattr(runs, "_train", lambda cfg, cells, *_: [("diverged", curves(1, 0.9, epochs=0))] * len(cells))
+    monkeypatch.setattr(runs, "_train", lambda cfg, cells, *_: [LOST] * len(cells))
     made = [*runs.parts("plain", "rngd", settings, home), *runs.parts("plain", "rngd, softmax", settings, home)]
-    made += watch.parts("plain", settings, home)
     for part in sorted(made, key=lambda p: "grid" not in p.name):
-        for name, table in part.make(tqdm(disable=True)).items():
-            table.to_csv(home / name, index=False)
+        make(part, home)
     assert runs.chosen(home, "plain", "rngd") is None
     assert verdict(home, FEWER) == "contradicted"
     assert verdict(home, "RNGD is competitive with Adam") == "inconclusive"
@@ -326,12 +349,25 @@ def test_a_method_that_diverges_at_every_learning_rate_is_an_outcome(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("best", "expected"), [(0.1, {1.0, 0.1, 0.01}), (1.0, {1.0, 0.1, 0.01}), (0.01, {0.1, 0.01, 1e-3})]
+    ("rngd", "best", "tried"),
+    [
+        (0.1, 0.1, {1.0, 0.1, 0.01}),
+        (1.0, 1.0, {1.0, 0.1, 0.01}),
+        (0.1, 1e-3, {1.0, 0.1, 0.01, 1e-3, 1e-4}),
+        (0.01, 0.1, {1.0, 0.1, 0.01, 1e-3}),
+        (0.01, 1e-4, {0.1, 0.01, 1e-3, 1e-4}),
+    ],
 )
-def test_a_variant_s_grid_is_rngd_s_best_and_its_neighbours(tmp_path, best, expected):
-    home, settings = folder(tmp_path, best, rngd=curves(0.1, 0.97)), SETTINGS | {"rates": [1.0, 0.1, 0.01, 1e-3, 1e-4]}
-    assert set(runs._rates("plain", "rngd, softmax", settings, home)) == expected
-    assert set(runs._rates("plain", "sgd", settings, home)) == set(settings["rates"])
+def test_a_variant_s_grid_goes_on_from_rngd_s_best_until_its_own_lies_within(tmp_path, monkeypatch, rngd, best, tried):
+    def trained(cfg, cells, *_):
+        errors = [abs(math.log10(cell["lr"] / best)) for cell in cells]
+        return [runs.Trained("finished", curves(0.1, 1 - e, epochs=2, seeds=1), Path()) for e in errors]
+
+    home, settings = folder(tmp_path, rngd, rngd=curves(0.1, 0.97)), SETTINGS | {"rates": [1.0, 0.1, 0.01, 1e-3, 1e-4]}
+    monkeypatch.setattr(runs, "_train", trained)
+    for method, expected in (("rngd, softmax", tried), ("sgd", set(settings["rates"]))):
+        make(runs.parts("plain", method, settings, home)[1], home)
+        assert set(pd.read_csv(home / runs.grid_table("plain", method))["lr"]) == expected
 
 
 def test_what_needs_rngd_s_learning_rate_waits_for_it_and_what_takes_longest_comes_first(tmp_path):
@@ -341,7 +377,7 @@ def test_what_needs_rngd_s_learning_rate_waits_for_it_and_what_takes_longest_com
     assert len(tables) == len(set(tables))
     assert all(set(part.needs) <= set(tables) for part in planned)
     waiting = [part.name.removeprefix("PLAIN, ") for part in planned if runs.grid_table("plain", "rngd") in part.needs]
-    expected = ["RNGD, batch start: grid", "RNGD, softmax RFIM: grid", "RNGD: fresh seeds", "matrices"]
+    expected = ["RNGD, batch start: grid", "RNGD, softmax RFIM: grid", "RNGD: fresh seeds"]
     assert sorted(waiting) == expected
     fresh = [part.name.split(":")[0] for part in planned if part.name.endswith("fresh seeds")]
     assert fresh[:2] == ["PLAIN, RNGD, softmax RFIM", "PLAIN, RNGD, batch start"]
@@ -352,7 +388,7 @@ def test_without_rngd_nothing_asks_for_its_learning_rate(tmp_path):
     few = [f"study.scales.smoke.{s}" for s in ("methods=[sgd]", "nets=[plain]", "variants=[]", "rounds=1", "epochs=1")]
     assert main(["study", "sun2017", "scale=smoke", "threads=1", f"results={tmp_path}", *few]) == 0
     home = tmp_path / "studies" / "sun2017" / "smoke"
-    assert len(pd.read_csv(home / "claims.csv")) == 1
+    assert len(pd.read_csv(home / "claims.csv")) == 2
     assert (home / "curves_plain.png").exists()
 
 
@@ -360,6 +396,18 @@ def test_a_step_counts_its_share_of_the_factorisations():
     rows = {"net": ["plain"] * 2, "method": ["rngd", "sgd"], "round": [1, 1], "ms": [2.0, 1.0]}
     table = pd.DataFrame(rows | {"refresh_ms": [50.0, 0.0], "period": [100, 1]})
     assert timing.by_round(table, "plain").loc[1].to_dict() == {"rngd": 2.5, "sgd": 1.0}
+
+
+@pytest.mark.parametrize(("hours", "expected"), [(15, "reproduced"), (17, "contradicted")])
+def test_the_whole_study_is_timed_once_it_is_whole(tmp_path, hours, expected):
+    home, start = folder(tmp_path), "the whole study takes at most 8 hours"
+    record = json.loads((home / "study.json").read_text())
+    record |= {"planned": ["a", "b"], "parts": {"a": {"cpu_seconds": 3600}}}
+    (home / "study.json").write_text(json.dumps(record))
+    assert verdict(home, start) is None
+    record["parts"]["b"] = {"cpu_seconds": 3600 * (hours - 1)}
+    (home / "study.json").write_text(json.dumps(record))
+    assert verdict(home, start) == expected
 
 
 def test_what_others_do_is_told_beside_the_timings(smoke):
@@ -384,6 +432,8 @@ def test_what_others_do_is_told_beside_the_timings(smoke):
         ("splits.train=1001", "are 1798 examples: expected at most digits's 1797"),
         ("batch=1001", "batch=1001: expected at most the 1000 examples to train on"),
         ("watch_cases=501", "watch_cases=501 and as many others are more than the 1000 examples: expected at most 500"),
+        ("watch_epochs=[1,4]", "watch_epochs=[1, 4]: expected at most epochs, 3"),
+        ("watch_epochs=2", "watch_epochs=2: expected a list"),
         ("seeds=0", "seeds=0: expected a whole number of at least 1"),
     ],
 )

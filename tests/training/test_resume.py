@@ -174,7 +174,7 @@ def test_resume_of_no_folder(tmp_path):
 def test_another_commit_is_only_a_warning(interrupted, monkeypatch, capsys):
     monkeypatch.setattr("fisherlab.training.run.commit", lambda: "0123abc")
     assert resume(interrupted).status == "finished"
-    assert "warning: the run began at commit" in capsys.readouterr().err
+    assert f"warning: {interrupted} began at commit" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_train_one_run(tmp_path):

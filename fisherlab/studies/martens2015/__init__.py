@@ -36,8 +36,8 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         folder: Where the tables of earlier parts are.
 
     Returns:
-        The matrices; the invariance; the first problem's methods and its seeds to the early iteration; the other
-        problems; then for the first one Figures 7 and 9, and seeds to the end.
+        The matrices; the invariance; the first problem's methods, Figure 7 and its seeds; the other problems; then for
+        the first one Figure 9. What reads the checkpoint of a run comes right behind it, for git does not keep runs.
 
     Raises:
         UsageError: If the settings do not fit, or other threads than those that the study was begun with.
@@ -45,16 +45,12 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
     _check(settings)
     _check_threads(folder)
     first, *others = settings["problems"]
-    found = [matrices.part(settings), invariance.part(settings), *_methods(first, settings, folder)]
-    found += _early(first, settings, folder)
+    whole, *methods = _methods(first, settings, folder)
+    found = [matrices.part(settings), invariance.part(settings), whole, gamma.part(first, settings, folder), *methods]
+    found += [*_early(first, settings, folder), *_late(first, settings, folder)]
     for problem in others:
         found += _methods(problem, settings, folder)
-    return [
-        *found,
-        gamma.part(first, settings, folder),
-        *_figure_9(first, settings, folder),
-        *_late(first, settings, folder),
-    ]
+    return [*found, *_figure_9(first, settings, folder)]
 
 
 def _check(settings: Mapping[str, Any]) -> None:

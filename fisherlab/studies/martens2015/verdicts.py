@@ -188,13 +188,18 @@ def _dampings(runs: list[Any], setting: str, decisive: bool) -> Iterator[Claim]:
     """The first lambdas and gammas, which hardly depend on the draw."""
     after = [run["damping"][6] for run in runs if 6 in run.index]  # what iteration 5 set
     if after:
-        fall = all(run["damping"].is_monotonic_decreasing for run in runs)
+        rises = [int((run["damping"].diff() > 0).sum()) for run in runs]
         yield Claim(
-            "lambda falls from 150 to 116.07 at iteration 5, and then all the way", "the authors' log", setting,
-            "150 * 0.95^5 = 116.07",
-            f"{min(after):.2f} to {max(after):.2f}; at the last of seed 0's {runs[0].index[-1]} iterations "
-            f"{runs[0]['damping'].iloc[-1]:.3g}", len(after), "deterministic where rho is above 3/4",
-            holds(max(abs(one - 116.07) for one in after) < 0.01 and fall, decisive=decisive),
+            "lambda falls from 150 to 116.07 at iteration 5", "the authors' log", setting, "150 * 0.95^5 = 116.07",
+            f"{min(after):.2f} to {max(after):.2f}", len(after), "deterministic where rho is above 3/4",
+            holds(max(abs(one - 116.07) for one in after) < 0.01, decisive=decisive),
+        )  # fmt: skip
+        # One log cannot tell how rarely it rises: a rise in another draw is no contradiction.
+        yield Claim(
+            "lambda then falls all the way", "the authors' log", setting, "no rise in their one run",
+            f"{sum(rises)} rises in {len(runs)} runs, in {sum(map(bool, rises))} of them; at the last of seed 0's "
+            f"{runs[0].index[-1]} iterations {runs[0]['damping'].iloc[-1]:.3g}", len(runs), "rises counted in all runs",
+            holds(not any(rises), decisive=False),
         )  # fmt: skip
     early = [run["gamma"][k] for run in runs for k in (20, 40) if k in run.index]
     late = [run["gamma"].iloc[-1] for run in runs if run.index[-1] >= 500]

@@ -19,14 +19,12 @@ PIECEWISE = True  # claims and figures after every part: the whole takes hours
 SPLITS = ("train", "valid", "test")
 COUNT = whole(1)
 RULES = {"dataset": name(*EXAMPLES), "nets": some(name(*NETS)), "methods": some(name(*METHODS))}
-RULES |= {"variants": each(name(*VARIANTS)), "rates": some(POSITIVE), "l2": AT_LEAST_0}
+RULES |= {"variants": each(name(*VARIANTS)), "rates": some(POSITIVE), "l2": AT_LEAST_0, "watch_epochs": some(COUNT)}
 RULES["splits"] = Rule(
     f"numbers of examples, whole and at least 1, for {', '.join(SPLITS)}",
     lambda v: isinstance(v, Mapping) and set(v) == set(SPLITS) and all(map(COUNT.accepts, v.values())),
 )
-RULES |= dict.fromkeys(
-    ("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_epochs", "watch_cases", "rounds"), COUNT
-)
+RULES |= dict.fromkeys(("batch", "grid_seeds", "grid_epochs", "seeds", "epochs", "watch_cases", "rounds"), COUNT)
 
 
 def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
@@ -37,8 +35,8 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         folder: Where the tables of earlier parts are.
 
     Returns:
-        The cost of a step and the zones; for each net and method its grid and its fresh seeds, the longest first; of
-        RNGD the variants, and the matrices.
+        The cost of a step and the zones; for each net and method its grid and its fresh seeds, the longest first; and
+        RNGD's variants.
 
     Raises:
         UsageError: If a setting is not what it may be, or does not fit the others.
@@ -52,7 +50,6 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
             found += runs.parts(settings["nets"][0], method, settings, folder)
         for net in settings["nets"] if method in settings["methods"] else ():
             found += runs.parts(net, method, settings, folder)
-            found += watch.parts(net, settings, folder) if method == "rngd" else []
     return found
 
 
@@ -66,7 +63,10 @@ def _fit(settings: Mapping[str, Any]) -> None:
     if "rngd" not in settings["methods"]:
         if settings["variants"]:
             raise UsageError(f"variants={settings['variants']} are RNGD's: expected rngd among methods, or variants=[]")
-    elif 2 * settings["watch_cases"] > splits["train"]:
+        return
+    if max(settings["watch_epochs"]) > settings["epochs"]:
+        raise UsageError(f"watch_epochs={settings['watch_epochs']}: expected at most epochs, {settings['epochs']}")
+    if 2 * settings["watch_cases"] > splits["train"]:
         raise UsageError(
             f"watch_cases={settings['watch_cases']} and as many others are more than the {splits['train']} examples: "
             f"expected at most {splits['train'] // 2}"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from fisherlab.studies.study import Part, Tables, read_table
 from fisherlab.studies.sun2017.settings import NAMES, TOLD, VARIANTS, configured
+from fisherlab.studies.sun2017.watch import matrices_table, steps_of, watched
 from fisherlab.sweep.space import with_values
 
 FIRST_SEED = 1000  # of the fresh seeds; the grid's begin at 0
@@ -23,7 +25,7 @@ COLUMNS = ["epoch", "step", "seconds", "objective", "train_loss", "train_error",
 NOTHING = dict.fromkeys(COLUMNS, math.nan) | {"epoch": 0.0, "step": 0}  # the row of a run that left none
 ENDS = ("valid_error", "test_error")
 MOST = 20  # runs side by side
-NEIGHBOURS = 3  # learning rates of a variant's grid, around RNGD's best
+NEIGHBOURS = 3  # learning rates of a variant's grid at first, around RNGD's best
 
 
 def grid_table(net: str, method: str) -> str:
@@ -50,14 +52,16 @@ def parts(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> l
         folder: The study's.
 
     Returns:
-        The curves, which take longer, and the grid that they need; a variant's grid needs RNGD's.
+        The curves, which take longer, of RNGD with its matrices along them; and the grid that they need. A variant's
+        grid needs RNGD's.
     """
     told = f"{TOLD[net]}, {NAMES[method]}"
-    grid, curves = grid_table(net, method), curves_table(net, method)
+    grid, curves = (grid_table(net, method),), (curves_table(net, method),)
     before = (grid_table(net, "rngd"),) if method in VARIANTS else ()
+    leaves = (*curves, matrices_table(net)) if method == "rngd" else curves
     return [
-        Part(f"{told}: fresh seeds", (curves,), partial(_fresh, net, method, settings, folder), needs=(grid,)),
-        Part(f"{told}: grid", (grid,), partial(_grid, net, method, settings, folder), needs=before),
+        Part(f"{told}: fresh seeds", leaves, partial(_fresh, net, method, settings, folder), needs=grid),
+        Part(f"{told}: grid", grid, partial(_grid, net, method, settings, folder), needs=before),
     ]
 
 
@@ -100,66 +104,83 @@ def at_the_end(curve: Any) -> Any:
     return curve[curve["epoch"] > max(0, curve["epoch"].max() - LAST)]
 
 
-def _rates(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> list[float]:
-    """The grid: all learning rates, or for a variant those next to RNGD's best."""
-    rates = sorted(settings["rates"], reverse=True)
-    if method not in VARIANTS:
-        return rates
-    best = chosen(folder, net, "rngd")
+def _grid(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
+    """All learning rates; of a variant those next to RNGD's best, and further ones until its best is no end of them."""
+    cfg = configured(net, method, settings["grid_epochs"], settings)
+    home, rates = folder / "runs" / net / _plain(method) / "grid", sorted(settings["rates"], reverse=True)
+    tried = _window(rates, chosen(folder, net, "rngd")) if method in VARIANTS else range(len(rates))
+    while True:
+        cells = [{"seed": seed, "lr": rates[i]} for i in tried for seed in range(settings["grid_seeds"])]
+        runs = _train(cfg, cells, home, bar)
+        rows = [cell | _end(run) for cell, run in zip(cells, runs, strict=True)]
+        table = pd.DataFrame(rows, columns=["seed", "lr", "status", *ENDS, "objective"])
+        wider = _wider(tried, rates, by_rate(table))
+        if wider == tried:
+            return {grid_table(net, method): table}
+        tried = wider
+
+
+def _window(rates: list[float], best: float | None) -> range:
+    """The places of a learning rate and its neighbours."""
     if best is None:
-        return []
+        return range(0)
     middle = min(range(len(rates)), key=lambda i: abs(rates[i] - best))  # a table may round its last digit
     first = min(max(middle - NEIGHBOURS // 2, 0), max(len(rates) - NEIGHBOURS, 0))
-    return rates[first : first + NEIGHBOURS]
+    return range(first, min(first + NEIGHBOURS, len(rates)))
 
 
-def _grid(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
-    cfg = configured(net, method, settings["grid_epochs"], settings)
-    rates = _rates(net, method, settings, folder)
-    cells = [{"seed": seed, "lr": lr} for lr in rates for seed in range(settings["grid_seeds"])]
-    runs = _train(cfg, cells, folder / "runs" / net / _plain(method) / "grid", bar)
-    rows = [cell | _end(status, curve) for cell, (status, curve) in zip(cells, runs, strict=True)]
-    return {grid_table(net, method): pd.DataFrame(rows, columns=["seed", "lr", "status", *ENDS, "objective"])}
+def _wider(tried: range, rates: list[float], errors: Any) -> range:
+    """One place more on the side where the best learning rate is an end."""
+    if not len(errors):
+        return tried
+    best = rates.index(errors.idxmin())
+    first = max(tried.start - 1, 0) if best == tried.start else tried.start
+    return range(first, min(tried.stop + 1, len(rates)) if best == tried.stop - 1 else tried.stop)
 
 
-def _end(status: str, curve: Any) -> dict[str, Any]:
+def _end(run: Trained) -> dict[str, Any]:
     """How a run ended; not a number where it diverged."""
-    if status != "finished":
-        return {"status": status, **dict.fromkeys((*ENDS, "objective"), math.nan)}
-    means = {name: at_the_end(curve)[name].mean() for name in ENDS}
-    return {"status": status, **means, "objective": curve["objective"].iloc[-1]}
+    if run.status != "finished":
+        return {"status": run.status, **dict.fromkeys((*ENDS, "objective"), math.nan)}
+    return {"status": run.status} | {name: at_the_end(run.curve)[name].mean() for name in (*ENDS, "objective")}
 
 
 def _fresh(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
     cfg, rate = configured(net, method, settings["epochs"], settings), chosen(folder, net, method)
-    cells = [{"seed": seed, "lr": rate} for seed in fresh_seeds(settings)]
+    if method == "rngd":
+        cfg.checkpoints = list(steps_of(settings).values())
+    cells: list[dict[str, Any]] = [{"seed": FIRST_SEED + i, "lr": rate} for i in range(settings["seeds"])]
+    home = folder / "runs" / net / _plain(method) / "fresh"
     if rate is None:  # an outcome of the method, not an error of the study
-        runs = [("diverged", pd.DataFrame(columns=COLUMNS))] * len(cells)
+        runs = [Trained("diverged", pd.DataFrame([NOTHING]), home)] * len(cells)
     else:
-        runs = _train(cfg, cells, folder / "runs" / net / _plain(method) / "fresh", bar)
-    tables = [_curve(curve).assign(**cell, status=status) for cell, (status, curve) in zip(cells, runs, strict=True)]
-    return {curves_table(net, method): pd.concat(tables)}
+        runs = _train(cfg, cells, home, bar)
+    tables = [run.curve.assign(**cell, status=run.status) for cell, run in zip(cells, runs, strict=True)]
+    found: Tables = {curves_table(net, method): pd.concat(tables)}
+    if method == "rngd":
+        along = zip(cells, runs, strict=True) if rate is not None else ()
+        paths = {cell["seed"]: (with_values(cfg, cell), run.folder) for cell, run in along}
+        found[matrices_table(net)] = watched(settings, paths)
+    return found
 
 
-def fresh_seeds(settings: Mapping[str, Any]) -> range:
-    """List the seeds that were no part of the grid.
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended.
 
-    Args:
-        settings: The scale's.
-
-    Returns:
-        They.
+    Attributes:
+        status: How.
+        curve: Its evaluations: a row at least, so that a run which ended before the first one is still counted.
+        folder: Where it is.
     """
-    return range(FIRST_SEED, FIRST_SEED + settings["seeds"])
+
+    status: str
+    curve: Any
+    folder: Path
 
 
-def _curve(curve: Any) -> Any:
-    """A row at least, so that a run which ended before its first evaluation is still counted."""
-    return curve if len(curve) else pd.DataFrame([NOTHING])
-
-
-def _train(cfg: Any, cells: list[dict[str, Any]], home: Path, bar: tqdm[Any]) -> list[tuple[str, Any]]:
-    """Train runs side by side; gives how each ended, and its evaluations."""
+def _train(cfg: Any, cells: list[dict[str, Any]], home: Path, bar: tqdm[Any]) -> list[Trained]:
+    """Train runs side by side, those that are not there yet."""
     from fisherlab.sweep.batch import make_job, train_jobs
 
     if not cells:
@@ -173,5 +194,6 @@ def _train(cfg: Any, cells: list[dict[str, Any]], home: Path, bar: tqdm[Any]) ->
     for one in jobs:
         path = record.run(one.name) / "metrics.csv"
         curve = read_table(path)[COLUMNS] if path.exists() else pd.DataFrame(columns=COLUMNS)
-        found.append((record.status(one.name)["status"], curve))
+        curve = curve if len(curve) else pd.DataFrame([NOTHING])
+        found.append(Trained(record.status(one.name)["status"], curve, record.run(one.name)))
     return found

@@ -20,6 +20,7 @@ from fisherlab.sweep.space import with_values
 
 TABLE = "cost.csv"
 STEPS = 20  # of a round
+ON = ("dataset", "splits", "batch", "l2", "nets", "methods", "rounds")  # the settings that it depends on
 QUIET = 0.1  # cores that other processes may keep busy where a measurement counts as one alone
 
 
@@ -32,7 +33,7 @@ def parts(settings: Mapping[str, Any]) -> list[Part]:
     Returns:
         The cost of a step.
     """
-    return [Part("cost of a step", (TABLE,), partial(_cost, settings))]
+    return [Part("cost of a step", (TABLE,), partial(_cost, settings), settings=ON)]
 
 
 def _cost(settings: Mapping[str, Any], bar: tqdm[Any]) -> Tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,18 +12,21 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.studies.asked import Asked, judged
-from fisherlab.studies.judge import LEAST, Effect
-from fisherlab.studies.study import Claim, read_table, settings_of
+from fisherlab.studies.judge import Effect, between, holds
+from fisherlab.studies.study import RECORD, Claim, read_table, settings_of
 from fisherlab.studies.sun2017 import timing
 from fisherlab.studies.sun2017.against import FIGURE, SMALL, Evidence, against_others, variants
-from fisherlab.studies.sun2017.curves import accuracy, averaged, curves_of, setting, unfinished
+from fisherlab.studies.sun2017.curves import accuracy, averaged, curves_of, ending, setting, unfinished
 from fisherlab.studies.sun2017.runs import chosen
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
 from fisherlab.studies.sun2017.watch import matrices_table
 
-RANGES = {"plain": (0.966, 0.977), "bna": (0.970, 0.978)}  # axis limits of the figures
+# Axis limits of the figures.
+ACCURACIES = {"plain": (0.966, 0.977), "bna": (0.970, 0.978)}
+COSTS = {"plain": (0.09, 0.4), "bna": (0.03, 0.5)}
 TIMES = 2  # of what other cases change: more counts as moving
 STEPS = 8  # most SGD steps that one RNGD step may cost: the project's own bar
+HOURS = 8  # the same, of computing on two cores for the whole study
 
 
 def claims(folder: Path) -> list[Claim]:
@@ -48,29 +52,30 @@ def claims(folder: Path) -> list[Claim]:
             found += judged(list(_moving(net, read_table(folder / matrices_table(net)), settings)))
         if cost is not None and {"sgd", "rngd"} <= set(cost["method"]):
             found += judged(list(_cost(net, cost, settings)))
-    return found
+    return found + list(_whole(folder))
 
 
 def _ranges(net: str, curves: Mapping[str, Any], settings: Mapping[str, Any], decisive: bool) -> Iterator[Claim]:
-    low, high = RANGES[net]
     for method in ("sgd", "adam", "rngd"):
         if method not in curves:
             continue
-        valid, test = (accuracy(curves[method], f"{split}_error") for split in ("valid", "test"))
-        effect = Effect([float(v) for v in valid])
-        inside, outside = low <= effect.interval[0] and effect.interval[1] <= high, _apart(effect.interval, low, high)
-        decided = "reproduced" if inside else "contradicted" if outside else "inconclusive"
-        yield Claim(
-            f"{NAMES[method]}'s validation accuracy lies in the figure's range", FIGURE,
-            setting(net, settings, curves[method]), f"{low} to {high}",
-            f"{effect.mean:.4f}, test {test.mean(skipna=False):.4f}; mean of the last {averaged(settings)} epochs"
-            + unfinished(net, method, curves[method]), len(valid),
-            effect.told.partition(", against")[0], decided if decisive and len(valid) >= LEAST else "inconclusive",
-        )  # fmt: skip
+        told = f"; mean of the last {averaged(settings)} epochs{unfinished(net, method, curves[method])}"
+        valid, test = (accuracy(curves[method], split) for split in ("valid", "test"))
+        cost = ending(curves[method], "objective")
+        for name, values, ranges, measured in (
+            ("validation accuracy", valid, ACCURACIES, f"{_mean(valid):.4f}, test {_mean(test):.4f}"),
+            ("training cost", cost, COSTS, f"{_mean(cost):.3f} nats, with L2"),
+        ):
+            effect, (low, high) = Effect([float(v) for v in values]), ranges[net]
+            yield Claim(
+                f"{NAMES[method]}'s {name} ends in the figure's range", FIGURE,
+                setting(net, settings, curves[method]), f"{low} to {high}", measured + told, len(values),
+                effect.told.partition(", against")[0], between(effect, low, high) if decisive else "inconclusive",
+            )  # fmt: skip
 
 
-def _apart(interval: tuple[float, float], low: float, high: float) -> bool:
-    return interval[1] < low or interval[0] > high
+def _mean(values: Any) -> float:
+    return float(values.mean(skipna=False))
 
 
 def _moving(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked]:
@@ -81,6 +86,7 @@ def _moving(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked
             continue
         effect = Effect([float(v) for v in part["since_start"] - TIMES * part["other_cases"]])
         median = part[["since_start", "other_cases", "since_last"]].median()
+        before = table.loc[table["epoch"] < part["epoch"].max(), "epoch"].max()
         form = "one matrix E[x x^T], the linear form" if part["matrices"].iloc[0] == 1 else "a matrix per unit"
         yield Asked(
             f"the geometry of layer {layer} moves while it is trained", "Section 5",
@@ -88,7 +94,7 @@ def _moving(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked
             f"{settings['watch_cases']} cases, normalised by their own statistics",
             f"its relative Fisher changes by more than {TIMES} times what as many other cases change",
             f"by {median['since_start']:.3f} of its norm since the start (other cases {median['other_cases']:.3f}), "
-            f"in the last epoch by {median['since_last']:.3f}; medians",
+            f"since epoch {before} by {median['since_last']:.3f}; medians",
             effect, f"change less {TIMES} times the other cases'",
         )  # fmt: skip
 
@@ -113,6 +119,19 @@ def _cost(net: str, cost: Any, settings: Mapping[str, Any]) -> Iterator[Asked]:
     )  # fmt: skip
 
 
+def _whole(folder: Path) -> Iterator[Claim]:
+    """Once all parts are there, and at the scale that the bar is meant for."""
+    record = json.loads((folder / RECORD).read_text())
+    if folder.name != "paper" or set(record.get("planned", [None])) - set(record["parts"]):
+        return
+    hours = sum(part["cpu_seconds"] for part in record["parts"].values()) / 3600 / 2
+    yield Claim(
+        f"the whole study takes at most {HOURS} hours of computing on two cores", "ours",
+        f"{len(record['parts'])} parts, {record['environment'].get('device_name')}", f"at most {HOURS}",
+        f"{hours:.1f} h: half of the processor time of all parts", 1, "one measurement", holds(hours <= HOURS),
+    )  # fmt: skip
+
+
 def last_epochs(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame:
     """Sum up: each method's accuracies over the last epochs.
 
@@ -121,8 +140,8 @@ def last_epochs(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame:
         settings: The scale's.
 
     Returns:
-        A row per net and method: learning rate, accuracies with their SD over seeds, objective; not numbers where a run
-        did not finish.
+        A row per net and method: learning rate, accuracies with their SD over seeds, objective, all means of the last
+        epochs; not numbers where a run did not finish.
     """
     rows = []
     for net in settings["nets"]:
@@ -134,8 +153,7 @@ def last_epochs(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame:
             row: dict[str, Any] = {"net": net, "method": method, "lr": chosen(folder, net, method)}
             row |= {"seeds": curves["seed"].nunique(), "finished": int(ended)}
             for split in ("valid", "test"):
-                values = accuracy(curves, f"{split}_error")
-                row |= {f"{split}_accuracy": values.mean(skipna=False), f"{split}_sd": values.std(skipna=False)}
-            objective = curves["objective"].where(curves["status"] == "finished").groupby(curves["seed"]).tail(1)
-            rows.append(row | {"objective": objective.mean(skipna=False)})
+                values = accuracy(curves, split)
+                row |= {f"{split}_accuracy": _mean(values), f"{split}_sd": values.std(skipna=False)}
+            rows.append(row | {"objective": _mean(ending(curves, "objective"))})
     return pd.DataFrame(rows)

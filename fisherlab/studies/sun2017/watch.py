@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
 from fisherlab.fisher.relative import relative_statistics, zone
 from fisherlab.models.normalise import held
 from fisherlab.studies.study import Part, Tables
-from fisherlab.studies.sun2017.runs import chosen, fresh_seeds, grid_table
-from fisherlab.studies.sun2017.settings import TOLD, configured
-from fisherlab.sweep.space import with_values
 
 ZONES: Mapping[str, tuple[str, dict[str, float]]] = {
     "tanh": ("tanh", {}),
@@ -47,22 +43,20 @@ def zones() -> Part:
     Returns:
         It.
     """
-    return Part("zones", ("zones.csv",), _zones)
+    return Part("zones", ("zones.csv",), _zones, settings=())
 
 
-def parts(net: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
-    """Make the part of a net's matrices.
+def steps_of(settings: Mapping[str, Any]) -> dict[int, int]:
+    """Tell at which steps the matrices are watched.
 
     Args:
-        net: A key of `NETS`.
         settings: The scale's.
-        folder: The study's.
 
     Returns:
-        It; needs RNGD's learning rate.
+        Steps by epoch.
     """
-    make = partial(_watched, net, settings, folder)
-    return [Part(f"{TOLD[net]}, matrices", (matrices_table(net),), make, needs=(grid_table(net, "rngd"),))]
+    per_epoch = settings["splits"]["train"] // settings["batch"]
+    return {epoch: epoch * per_epoch for epoch in sorted(settings["watch_epochs"])}
 
 
 def _zones(bar: tqdm[Any]) -> Tables:
@@ -75,52 +69,61 @@ def _zones(bar: tqdm[Any]) -> Tables:
     return {"zones.csv": pd.concat(rows)}
 
 
-def _watched(net: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
-    """Train by RNGD, all seeds side by side; after every epoch take the layers' matrices over the same cases.
+def watched(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Path]]) -> pd.DataFrame:
+    """Take the layers' matrices along runs, each time over the same cases.
 
     Over as many other cases they are taken too: by how much these differ is what the choice of the cases does.
 
+    Args:
+        settings: The scale's.
+        runs: By seed, the config and the folder where the run left its weights at `steps_of`.
+
     Returns:
-        The table.
+        A row per seed, epoch and layer; not numbers from where a run has diverged.
     """
-    rate, epochs, cases = chosen(folder, net, "rngd"), settings["watch_epochs"], settings["watch_cases"]
-    if rate is None:  # no learning rate by which it could be watched
-        return {matrices_table(net): pd.DataFrame(columns=COLUMNS)}
-    experiment = _group(net, settings, rate)
-    bar.reset(epochs)
-    own, other = (experiment.rows("train", slice(cases * i, cases * (i + 1)))[0] for i in (0, 1))
-    steps, per_epoch = itertools.count(), experiment.steps // epochs
-    first = before = _matrices(experiment, own)
-    rows = _rows(settings, 0, first, first, first, _matrices(experiment, other))
-    for epoch in range(1, epochs + 1):
-        for _ in range(per_epoch):
-            experiment.optimizer.param_groups[0]["lr"] = rate * experiment.learning_rate(next(steps))
-            experiment.optimizer.step(*experiment.next_batch())
-        now = _matrices(experiment, own)
-        rows += _rows(settings, epoch, now, before, first, _matrices(experiment, other))
-        before = now
-        bar.update()
-    return {matrices_table(net): pd.DataFrame(rows, columns=COLUMNS)}
+    from fisherlab.training.compare import checkpoints, load
+
+    cases, rows = settings["watch_cases"], []
+    for seed, (cfg, folder) in runs.items():
+        experiment, kept = alone(cfg), checkpoints(folder)
+        own, other = (experiment.rows("train", slice(cases * i, cases * (i + 1)))[0] for i in (0, 1))
+        first = before = _matrices(experiment, own)
+        rows += _rows(seed, 0, first, first, first, _matrices(experiment, other))
+        for epoch, step in steps_of(settings).items():
+            if step in kept:
+                load(experiment.model, kept[step])
+                now, apart = _matrices(experiment, own), _matrices(experiment, other)
+            else:
+                now = apart = [m * math.nan for m in first]
+            rows += _rows(seed, epoch, now, before, first, apart)
+            before = now
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _group(net: str, settings: Mapping[str, Any], rate: float) -> Any:
-    """The fresh seeds' runs as one program."""
+def alone(cfg: DictConfig) -> Any:
+    """Prepare a run as a group of its own.
+
+    Args:
+        cfg: Its config, not resolved.
+
+    Returns:
+        It, at its start.
+    """
     from fisherlab.training.setup import prepare, resolve
 
-    cfg, seeds = configured(net, "rngd", settings["watch_epochs"], settings), fresh_seeds(settings)
-    return prepare([resolve(with_values(cfg, {"lr": rate, "seed": seed})) for seed in seeds], (len(seeds), 1))
+    return prepare([resolve(cfg)], (1, 1))
 
 
 @torch.no_grad()
 def _matrices(experiment: Any, x: Tensor) -> list[Tensor]:
-    """Each layer's relative Fisher by run, [runs, units, n, n], or [runs, 1, n, n] where its units share one.
+    """Each layer's relative Fisher, [units, n, n], or [1, n, n] where its units share one.
 
     Normalisation is by the cases' own mean and variance: its running averages set out from 0 and 1, and while they
     settle the matrices would move even if nothing were trained.
 
     Args:
-        experiment: The group.
-        x: Cases [runs, 1, B, in].
+        experiment: A run as a group of its own.
+        x: Cases [1, 1, B, in].
 
     Returns:
         A tensor per layer, float64.
@@ -131,28 +134,20 @@ def _matrices(experiment: Any, x: Tensor) -> list[Tensor]:
     stats = relative_statistics(captured, experiment.likelihood, pre.forms, pre.zone)
     found = []
     for inputs, g in zip(stats.inputs, stats.gradients, strict=True):
-        a, nu = inputs.joined.flatten(0, -3).double(), g.square().sum(-3).flatten(0, -3).double()
+        a, nu = (t.flatten(0, -2).double() for t in (inputs.joined, g.square().sum(-3)))
         nu = nu[..., :1] if bool((nu == nu[..., :1]).all()) else nu
-        products = [torch.einsum("bu,bi,bj->uij", *run) for run in zip(nu, a, a, strict=True)]
-        found.append(torch.stack(products) / a.shape[-2])
+        found.append(torch.einsum("bu,bi,bj->uij", nu, a, a) / len(a))
     return found
 
 
 def _rows(
-    settings: Mapping[str, Any],
-    epoch: int,
-    now: list[Tensor],
-    before: list[Tensor],
-    first: list[Tensor],
-    other: list[Tensor],
+    seed: int, epoch: int, now: list[Tensor], before: list[Tensor], first: list[Tensor], other: list[Tensor]
 ) -> list[dict[str, Any]]:
     rows = []
-    for i, layer in enumerate(now):
-        compared = zip(fresh_seeds(settings), layer, before[i], first[i], other[i], strict=True)
-        for seed, m, last, start, apart in compared:
-            changes = [float((m - o).norm() / by.norm()) for o, by in ((last, last), (start, start), (apart, m))]
-            row = {"seed": seed, "epoch": epoch, "layer": i + 1, "matrices": len(m), "size": m.shape[-1]}
-            rows.append(row | _spectrum(m) | dict(zip(CHANGES, changes, strict=True)))
+    for i, (m, last, start, apart) in enumerate(zip(now, before, first, other, strict=True)):
+        changes = [float((m - o).norm() / by.norm()) for o, by in ((last, last), (start, start), (apart, m))]
+        row = {"seed": seed, "epoch": epoch, "layer": i + 1, "matrices": len(m), "size": m.shape[-1]}
+        rows.append(row | _spectrum(m) | dict(zip(CHANGES, changes, strict=True)))
     return rows
 
 
