@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher.linalg import readable
 from fisherlab.fisher.pushforward import fisher_products
 from fisherlab.optim.preconditioner import stride_of
 
@@ -70,10 +69,9 @@ class GammaSearch:
         return (step + 1) % self.period == 0
 
     def candidates(self) -> list[Tensor]:
-        """The values to try, the present one first; none twice, as at the floor, where seeing that costs nothing."""
+        """The values to try, the present one first."""
         lower = torch.maximum(self.now * self.omega, self.least)
-        higher = torch.clamp(self.now / self.omega, max=self.cap).maximum(self.least)
-        return [self.now, *(g for g in (lower, higher) if not (readable(g) and torch.equal(g, self.now)))]
+        return [self.now, lower, torch.clamp(self.now / self.omega, max=self.cap).maximum(self.least)]
 
 
 @dataclass(frozen=True)

@@ -92,12 +92,6 @@ def test_gamma_has_three_candidates_a_floor_and_a_cap():
     assert [step for step in range(60) if search.due(step)] == [19, 39, 59]
 
 
-@pytest.mark.parametrize(("now", "others"), [(0.01, [0.01 / GammaSearch.omega]), (1.0, [GammaSearch.omega])])
-def test_at_the_floor_and_at_the_cap_gamma_is_not_tried_twice(now, others):
-    search = GammaSearch(torch.tensor(now, dtype=torch.float64), torch.tensor(0.01, dtype=torch.float64))
-    assert [float(c) for c in search.candidates()] == pytest.approx([now, *others])
-
-
 def test_the_best_gamma_wins_and_its_inverse_is_kept():
     model, (x, y) = model_of("dense"), batch_of("categorical")
     optimizer = KFACMartens(model, "categorical", **SMALL)

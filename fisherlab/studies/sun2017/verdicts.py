@@ -21,7 +21,7 @@ from fisherlab.studies.sun2017.runs import chosen
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
 from fisherlab.studies.sun2017.watch import matrices_table
 
-# Axis limits of the figures.
+# Axis limits: of the figures, and what the authors' plot script has commented out.
 ACCURACIES = {"plain": (0.966, 0.977), "bna": (0.970, 0.978)}
 COSTS = {"plain": (0.09, 0.4), "bna": (0.03, 0.5)}
 TIMES = 2  # of what other cases change: more counts as moving
@@ -62,13 +62,19 @@ def _ranges(net: str, curves: Mapping[str, Any], settings: Mapping[str, Any], de
         told = f"; mean of the last {averaged(settings)} epochs{unfinished(net, method, curves[method])}"
         valid, test = (accuracy(curves[method], split) for split in ("valid", "test"))
         cost = ending(curves[method], "objective")
-        for name, values, ranges, measured in (
-            ("validation accuracy", valid, ACCURACIES, f"{_mean(valid):.4f}, test {_mean(test):.4f}"),
-            ("training cost", cost, COSTS, f"{_mean(cost):.3f} nats, with L2"),
+        for name, source, values, ranges, measured in (
+            ("validation accuracy", FIGURE, valid, ACCURACIES, f"{_mean(valid):.4f}, test {_mean(test):.4f}"),
+            (
+                "training cost",
+                f"{FIGURE}, limits in the authors' script",
+                cost,
+                COSTS,
+                f"{_mean(cost):.3f} nats, with L2",
+            ),
         ):
             effect, (low, high) = Effect([float(v) for v in values]), ranges[net]
             yield Claim(
-                f"{NAMES[method]}'s {name} ends in the figure's range", FIGURE,
+                f"{NAMES[method]}'s {name} ends in the figure's range", source,
                 setting(net, settings, curves[method]), f"{low} to {high}", measured + told, len(values),
                 effect.told.partition(", against")[0], between(effect, low, high) if decisive else "inconclusive",
             )  # fmt: skip
@@ -124,11 +130,13 @@ def _whole(folder: Path) -> Iterator[Claim]:
     record = json.loads((folder / RECORD).read_text())
     if folder.name != "paper" or set(record.get("planned", [None])) - set(record["parts"]):
         return
-    hours = sum(part["cpu_seconds"] for part in record["parts"].values()) / 3600 / 2
+    spent = [part["cpu_seconds"] / 3600 for part in record["parts"].values()]
+    hours = max(sum(spent) / 2, *spent)
     yield Claim(
         f"the whole study takes at most {HOURS} hours of computing on two cores", "ours",
-        f"{len(record['parts'])} parts, {record['environment'].get('device_name')}", f"at most {HOURS}",
-        f"{hours:.1f} h: half of the processor time of all parts", 1, "one measurement", holds(hours <= HOURS),
+        f"{len(spent)} parts, {record['environment'].get('device_name')}", f"at most {HOURS}",
+        f"{hours:.1f} h: half of the processor time of all parts, at least the longest one's", 1,
+        "one measurement; what killed processes had spent is not counted", holds(hours <= HOURS),
     )  # fmt: skip
 
 

@@ -82,10 +82,11 @@ def watched(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Pa
         A row per seed, epoch and layer; not numbers from where a run has diverged.
     """
     from fisherlab.training.compare import checkpoints, load
+    from fisherlab.training.setup import prepare, resolve
 
     cases, rows = settings["watch_cases"], []
     for seed, (cfg, folder) in runs.items():
-        experiment, kept = alone(cfg), checkpoints(folder)
+        experiment, kept = prepare(resolve(cfg)), checkpoints(folder)
         own, other = (experiment.rows("train", slice(cases * i, cases * (i + 1)))[0] for i in (0, 1))
         first = before = _matrices(experiment, own)
         rows += _rows(seed, 0, first, first, first, _matrices(experiment, other))
@@ -100,20 +101,6 @@ def watched(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Pa
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def alone(cfg: DictConfig) -> Any:
-    """Prepare a run as a group of its own.
-
-    Args:
-        cfg: Its config, not resolved.
-
-    Returns:
-        It, at its start.
-    """
-    from fisherlab.training.setup import prepare, resolve
-
-    return prepare([resolve(cfg)], (1, 1))
-
-
 @torch.no_grad()
 def _matrices(experiment: Any, x: Tensor) -> list[Tensor]:
     """Each layer's relative Fisher, [units, n, n], or [1, n, n] where its units share one.
@@ -122,7 +109,7 @@ def _matrices(experiment: Any, x: Tensor) -> list[Tensor]:
     settle the matrices would move even if nothing were trained.
 
     Args:
-        experiment: A run as a group of its own.
+        experiment: Of one run.
         x: Cases [1, 1, B, in].
 
     Returns:
