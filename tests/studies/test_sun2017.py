@@ -1,4 +1,4 @@
-"""Sun and Nielsen (2017): the study runs end to end, verdicts turn with the numbers, what is watched is right."""
+"""Sun and Nielsen (2017): the study runs end to end, what is watched is right, learning rates are chosen as it says."""
 
 import json
 import math
@@ -7,21 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from tqdm import tqdm
 
 from fisherlab.cli import main
-from fisherlab.plots.sun2017 import figures
 from fisherlab.studies import sun2017
 from fisherlab.studies.study import begin
-from fisherlab.studies.sun2017 import runs, timing, verdicts, watch
+from fisherlab.studies.sun2017 import runs, timing, watch
 from fisherlab.studies.sun2017.curves import accuracy
 from fisherlab.studies.sun2017.settings import METHODS, VARIANTS, configured
 from fisherlab.training.setup import prepare, resolve
+from tests.studies.sun2017_tables import SETTINGS, curves, folder, make
 
-SPLITS = {"train": 1000, "valid": 400, "test": 397}
-SETTINGS = {"dataset": "digits", "splits": SPLITS, "batch": 50, "l2": 1e-3, "nets": ["plain"], "variants": []}
-SETTINGS |= {"methods": list(METHODS), "rates": [1.0, 0.1, 0.01], "seeds": 10, "epochs": 100}
-SETTINGS |= {"grid_seeds": 1, "grid_epochs": 2, "watch_epochs": [1], "watch_cases": 200, "rounds": 2}
 FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices", "seconds_bna", "seconds_plain"]
 FIGURES += ["variants_plain", "zones"]
 
@@ -91,11 +86,6 @@ def test_the_watched_matrices_are_the_closed_forms(net):
         a = z.relu().detach() if net == "plain" else normalised(z.relu().detach())
 
 
-def make(part, home):
-    for name, table in part.make(tqdm(disable=True)).items():
-        table.to_csv(home / name, index=False)
-
-
 def watched(tmp_path, net, rate, epochs=1, **settings):
     """The verdicts on a net that is watched until the end of a short training."""
     home = tmp_path / "paper"
@@ -122,193 +112,6 @@ def test_a_few_seeds_do_not_tell_whether_it_moves(tmp_path):
     assert watched(tmp_path, "plain", 0.1, seeds=3) == {"inconclusive"}
 
 
-def curves(level, accuracy, *, rate=0.1, epochs=100, status="finished", seeds=10, spread=1e-4):
-    """Runs whose objective falls to a level by a rate."""
-    rows = []
-    for seed in range(seeds):
-        for epoch in range(epochs + 1):
-            error = 1 - accuracy - spread * (seed - (seeds - 1) / 2)
-            objective = level * (1 + 20 * math.exp(-rate * (1 + 0.02 * seed) * epoch))
-            numbers = {"objective": objective, "train_loss": objective, "train_error": error, "seconds": epoch}
-            rows.append({"epoch": epoch, "step": epoch, "valid_error": error, "test_error": error, **numbers})
-            rows[-1] |= {"seed": 1000 + seed, "lr": 0.1, "status": status}
-    return pd.DataFrame(rows)
-
-
-def folder(tmp_path, best=0.1, variants=(), **tables):
-    """A study's folder with hand-made curves of PLAIN, by method; the best learning rate may be an end of the grid."""
-    home = tmp_path / "paper"
-    begin(home, SETTINGS | {"variants": list(variants)}, {})
-    for method, table in tables.items():
-        table.to_csv(home / runs.curves_table("plain", method), index=False)
-        grid = [{"lr": lr, "seed": 0, "valid_error": 0.02 + abs(math.log10(lr / best))} for lr in SETTINGS["rates"]]
-        pd.DataFrame(grid).to_csv(home / runs.grid_table("plain", method), index=False)
-    return home
-
-
-def verdict(home, start):
-    found = [claim.verdict for claim in sun2017.claims(home) if claim.claim.startswith(start)]
-    return found[0] if found else None
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "expected"), [(0.972, "reproduced"), (0.98, "contradicted"), (0.96, "contradicted")]
-)
-def test_the_range_of_the_figure(tmp_path, accuracy, expected):
-    home = folder(tmp_path, sgd=curves(0.1, accuracy))
-    assert verdict(home, "SGD's validation accuracy ends in") == expected
-
-
-@pytest.mark.parametrize(
-    ("rate", "best", "expected"),
-    [(0.3, 0.1, "reproduced"), (0.03, 0.1, "contradicted"), (0.1, 0.1, "contradicted"), (0.3, 1.0, "inconclusive")],
-)
-def test_fewer_epochs_than_sgd(tmp_path, rate, best, expected):
-    home = folder(tmp_path, best, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97, rate=rate))
-    assert verdict(home, FEWER) == expected
-
-
-FEWER = "RNGD reaches SGD's objective of epoch 100 (its worst seed's, times 1.02) in fewer epochs than SGD"
-SOONER = FEWER.replace("fewer epochs", "less time")
-
-
-def cut(table, seeds, epoch):
-    """Some runs diverge: their curves end, as the trainer's do."""
-    gone = table["seed"].isin(seeds)
-    return table.assign(status=table["status"].mask(gone, "diverged"))[~gone | (table["epoch"] <= epoch)]
-
-
-@pytest.mark.parametrize(
-    ("level", "expected"), [(0.2, "reproduced"), (0.05, "contradicted"), (0.5, "contradicted"), (0.395, "inconclusive")]
-)
-def test_the_cost_in_the_figure_s_range(tmp_path, level, expected):
-    table = curves(level, 0.97)
-    table["objective"] *= 1 + 0.02 * (table["seed"] - 1004.5)  # the interval is some 4 % to each side
-    home = folder(tmp_path, rngd=table)
-    assert verdict(home, "RNGD's training cost ends in") == expected
-
-
-def test_a_lead_on_the_way_shows_though_it_ends_higher(tmp_path):
-    """Where RNGD is fast at first, and its noise keeps it above SGD's end."""
-    home = folder(tmp_path, sgd=curves(0.1, 0.97, rate=0.05), rngd=curves(0.12, 0.97, rate=0.5))
-    told = [verdict(home, FEWER.replace("100", str(epoch))) for epoch in (10, 20, 50, 100)]
-    assert told == ["reproduced", "reproduced", "reproduced", "contradicted"]
-
-
-def test_where_rngd_never_gets_to_sgd_s_end_the_claim_is_contradicted(tmp_path):
-    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=curves(0.3, 0.97, rate=0.5))
-    claim = next(c for c in sun2017.claims(home) if c.claim == FEWER)
-    assert claim.verdict == "contradicted"
-    assert "never, counted as epoch 101: 10 runs of RNGD" in claim.measured
-    assert "nan" not in claim.measured + claim.uncertainty
-
-
-def test_one_seed_that_never_gets_there_is_counted(tmp_path):
-    table = curves(0.1, 0.97, rate=0.3)
-    table.loc[table["seed"] == 1003, "objective"] += 0.5
-    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=table)
-    claim = next(c for c in sun2017.claims(home) if c.claim == FEWER)
-    assert claim.n == 10
-    assert "counted as epoch 101: 1 runs of RNGD" in claim.measured
-    assert claim.verdict == "reproduced"  # nine of ten: the interval allows for the one
-
-
-def test_rngd_that_diverges_early_does_not_get_there_soon(tmp_path):
-    rngd = cut(curves(0.1, 0.97, rate=0.3), range(1000, 1010), 5)
-    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=rngd)
-    assert verdict(home, FEWER) == "contradicted"
-
-
-def test_without_sgd_s_end_there_is_no_level(tmp_path):
-    home = folder(tmp_path, sgd=cut(curves(0.1, 0.97), range(1000, 1010), 5), rngd=curves(0.1, 0.97, rate=0.3))
-    assert verdict(home, FEWER) == "inconclusive"
-
-
-@pytest.mark.parametrize(("rate", "expected"), [(0.3, "reproduced"), (0.2, "reproduced"), (0.1, "contradicted")])
-def test_no_more_epochs_than_adam(tmp_path, rate, expected):
-    home = folder(tmp_path, sgd=curves(0.1, 0.97), adam=curves(0.1, 0.97, rate=0.2), rngd=curves(0.1, 0.97, rate=rate))
-    assert verdict(home, FEWER.replace("fewer", "no more").replace("than SGD", "than Adam")) == expected
-
-
-def cost(ratio, *, threads=2, others=0.0, rounds=10, spread=0.01):
-    """Timings of PLAIN with a ratio of RNGD's step to SGD's."""
-    rows = []
-    for turn in range(1, rounds + 1):
-        for method, ms in (("sgd", 1.0), ("adam", 1.5), ("rngd", ratio * 10 ** (spread * (turn - (rounds + 1) / 2)))):
-            rows.append({"net": "plain", "method": method, "round": turn, "ms": ms, "refresh_ms": 0.0, "period": 1})
-    return pd.DataFrame(rows).assign(threads=threads, others=others)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "options", "expected"),
-    [
-        (5, {}, ("reproduced", "reproduced")),
-        (30, {}, ("reproduced", "contradicted")),
-        (0.9, {}, ("contradicted", "reproduced")),
-        (5, {"threads": 1}, ("reproduced", "inconclusive")),
-        (5, {"others": 0.8}, ("reproduced", "inconclusive")),
-        (5, {"others": math.nan}, ("reproduced", "inconclusive")),
-        (8, {}, ("reproduced", "inconclusive")),
-        (5, {"rounds": 5}, ("inconclusive", "inconclusive")),
-    ],
-)
-def test_the_cost_of_a_step(tmp_path, ratio, options, expected):
-    home, table = folder(tmp_path), cost(ratio, **options)
-    table.to_csv(home / timing.TABLE, index=False)
-    claims = [c for c in sun2017.claims(home) if c.claim.startswith(("an epoch of RNGD", "a step of RNGD"))]
-    assert tuple(c.verdict for c in claims) == expected
-    assert {c.n for c in claims} == {options.get("rounds", 10)}
-
-
-@pytest.mark.parametrize(
-    ("ratio", "spread", "expected"), [(2, 0.01, "reproduced"), (6, 0.01, "contradicted"), (2, 0.3, "inconclusive")]
-)
-def test_less_time_than_sgd(tmp_path, ratio, spread, expected):
-    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97, rate=0.3))  # in a third of the epochs
-    cost(ratio, spread=spread).to_csv(home / timing.TABLE, index=False)
-    assert verdict(home, SOONER) == expected
-
-
-def test_a_cost_of_other_methods_says_nothing_of_seconds(tmp_path):
-    home = folder(tmp_path, sgd=curves(0.1, 0.97), rngd=curves(0.1, 0.97))
-    cost(5).query("method != 'sgd'").to_csv(home / timing.TABLE, index=False)
-    assert verdict(home, SOONER) is None
-    assert verdict(home, FEWER) is not None
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "expected"), [(0.974, "reproduced"), (0.9725, "reproduced"), (0.97, "contradicted")]
-)
-def test_competitive_with_adam(tmp_path, accuracy, expected):
-    home = folder(tmp_path, adam=curves(0.1, 0.973), rngd=curves(0.1, accuracy, spread=2e-4))
-    assert verdict(home, "RNGD is competitive with Adam") == expected
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize(
-    ("accuracy", "best", "expected"),
-    [(0.9725, 0.1, "reproduced"), (0.97, 0.1, "contradicted"), (0.9725, 1.0, "inconclusive")],
-)
-def test_a_variant_is_no_worse_than_rngd(tmp_path, name, accuracy, best, expected):
-    tables = {"rngd": curves(0.1, 0.973), name: curves(0.1, accuracy, spread=2e-4)}
-    home = folder(tmp_path, best, variants=[name], **tables)
-    start = "RNGD with the softmax RFIM" if "softmax" in name else "RNGD started from the first batch's statistics"
-    assert verdict(home, start) == expected
-
-
-@pytest.mark.parametrize("seeds", [10, 12])
-def test_a_method_of_which_a_run_diverged_decides_nothing(tmp_path, seeds):
-    table = cut(curves(0.1, 0.974, seeds=seeds), [1003], 30)
-    home = folder(tmp_path, adam=curves(0.1, 0.973, seeds=seeds), rngd=table)
-    for start in ("RNGD is competitive with Adam", "RNGD's validation accuracy ends in"):
-        claim = next(c for c in sun2017.claims(home) if c.claim.startswith(start))
-        assert (claim.verdict, claim.n) == ("inconclusive", seeds)
-        assert f"1 of {seeds} runs of RNGD on PLAIN did not finish" in claim.measured
-    row = verdicts.last_epochs(home, SETTINGS).set_index("method").loc["rngd"]
-    assert (row["seeds"], row["finished"]) == (seeds, seeds - 1)
-    assert math.isnan(row["valid_accuracy"])
-
-
 def test_the_untrained_net_is_no_part_of_a_mean():
     table = curves(0.1, 0.97, epochs=3, spread=0.0)
     table.loc[table["epoch"] == 0, "valid_error"] = 0.9
@@ -327,26 +130,6 @@ def test_the_learning_rate_is_the_best_one_of_those_that_never_diverged(tmp_path
     grid = pd.DataFrame(rows, columns=["lr", "seed", "valid_error"])
     grid.to_csv(home / runs.grid_table("plain", "sgd"), index=False)
     assert runs.chosen(home, "plain", "sgd") == 0.1
-
-
-LOST = runs.Trained("diverged", curves(1, 0.9, epochs=0), Path())
-
-
-def test_a_method_that_diverges_at_every_learning_rate_is_an_outcome(tmp_path, monkeypatch):
-    """Of RNGD, on whose learning rate the variants and the matrices depend too."""
-    settings = SETTINGS | {"variants": ["rngd, softmax"]}
-    home = folder(tmp_path, variants=settings["variants"], sgd=curves(0.1, 0.97), adam=curves(0.1, 0.97))
-    monkeypatch.setattr(runs, "_train", lambda cfg, cells, *_: [LOST] * len(cells))
-    made = [*runs.parts("plain", "rngd", settings, home), *runs.parts("plain", "rngd, softmax", settings, home)]
-    for part in sorted(made, key=lambda p: "grid" not in p.name):
-        make(part, home)
-    assert runs.chosen(home, "plain", "rngd") is None
-    assert verdict(home, FEWER) == "contradicted"
-    assert verdict(home, "RNGD is competitive with Adam") == "inconclusive"
-    assert verdict(home, "RNGD with the softmax RFIM") == "inconclusive"
-    row = sun2017.derived(home)["summary.csv"].set_index("method").loc["rngd"]
-    assert (row["seeds"], row["finished"]) == (10, 0)
-    figures(home)
 
 
 @pytest.mark.parametrize(
@@ -397,20 +180,6 @@ def test_a_step_counts_its_share_of_the_factorisations():
     rows = {"net": ["plain"] * 2, "method": ["rngd", "sgd"], "round": [1, 1], "ms": [2.0, 1.0]}
     table = pd.DataFrame(rows | {"refresh_ms": [50.0, 0.0], "period": [100, 1]})
     assert timing.by_round(table, "plain").loc[1].to_dict() == {"rngd": 2.5, "sgd": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("hours", "expected"), [((7, 8), "reproduced"), ((8, 9), "contradicted"), ((1, 9), "contradicted")]
-)
-def test_the_whole_study_is_timed_once_it_is_whole(tmp_path, hours, expected):
-    """By half of its processor time, and by its longest part, which no second core helps."""
-    home, start = folder(tmp_path), "the whole study takes at most 8 hours"
-    record = json.loads((home / "study.json").read_text())
-    for name, spent in zip("ab", hours, strict=True):
-        assert verdict(home, start) is None
-        record["planned"], record["parts"][name] = ["a", "b"], {"cpu_seconds": 3600 * spent}
-        (home / "study.json").write_text(json.dumps(record))
-    assert verdict(home, start) == expected
 
 
 def test_what_others_do_is_told_beside_the_timings(smoke):
