@@ -198,7 +198,8 @@ def _dampings(runs: list[Any], setting: str, decisive: bool) -> Iterator[Claim]:
         yield Claim(
             "lambda then falls all the way", "the authors' log", setting, "no rise in their one run",
             f"{sum(rises)} rises in {len(runs)} runs, in {sum(map(bool, rises))} of them; at the last of the first "
-            f"run's {runs[0].index[-1]} iterations {runs[0]['damping'].iloc[-1]:.3g}", len(runs), "rises counted in all runs",
+            f"run's {runs[0].index[-1]} iterations {runs[0]['damping'].iloc[-1]:.3g}", len(runs),
+            "rises counted in all runs",
             holds(not any(rises), decisive=False),
         )  # fmt: skip
     early = [run["gamma"][k] for run in runs for k in (20, 40) if k in run.index]
