@@ -31,12 +31,6 @@ OPTIMIZERS = {
 RATES = (0.01, 0.05, 1e9)  # the last blows up
 
 
-@pytest.fixture
-def bare(monkeypatch):
-    """Spare the figures, which take longer than these runs."""
-    monkeypatch.setattr("fisherlab.training.ending.plot", lambda _: None)
-
-
 def group(folder: Path, shape, jobs: list[list[str]]) -> Path:
     """Write what the sweeper writes: a group with one job per list of overrides, row-major."""
     place = folder / "groups" / "g"
@@ -63,7 +57,7 @@ def alone(folder: Path, overrides: list[str]) -> Path:
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_alone_and_in_a_group_are_the_same_bytes(bare, tmp_path, optimizer):
+def test_alone_and_in_a_group_are_the_same_bytes(tmp_path, optimizer):
     grid = [[*OPTIMIZERS[optimizer], f"lr={lr}", f"seed={seed}"] for seed in (0, 1) for lr in RATES]
     whole = group(tmp_path / "whole", [2, 3], grid)
     run_group(whole)
@@ -105,14 +99,14 @@ def test_a_group_leaves_the_files_and_the_weights_of_runs_alone(tmp_path):
         [[f"optimizer.kl_clip={k}", "optimizer=kfac"] for k in (1e-3, 1e-1, 10.0)],
     ],
 )
-def test_whatever_may_differ_gives_the_same_bytes(bare, tmp_path, swept):
+def test_whatever_may_differ_gives_the_same_bytes(tmp_path, swept):
     place = group(tmp_path, [1, 3], swept)
     run_group(place)
     for overrides in swept:
         assert tables(runs(place) / name(overrides)) == tables(alone(tmp_path, overrides)), overrides
 
 
-def test_each_seed_draws_its_own_split(bare, tmp_path):
+def test_each_seed_draws_its_own_split(tmp_path):
     splits = "+dataset.splits={train: 1000, valid: 300, test: -1}"
     grid = [[splits, f"seed={seed}", f"lr={lr}"] for seed in (0, 1) for lr in (0.01, 0.1)]
     place = group(tmp_path, [2, 2], grid)
@@ -121,7 +115,7 @@ def test_each_seed_draws_its_own_split(bare, tmp_path):
         assert tables(runs(place) / name(overrides)) == tables(alone(tmp_path, overrides)), overrides
 
 
-def test_the_whole_set_as_one_batch(bare, tmp_path):
+def test_the_whole_set_as_one_batch(tmp_path):
     grid = [["batch_size=full", "steps=5", f"seed={seed}", f"lr={lr}"] for seed in (0, 1) for lr in (0.01, 0.1)]
     place = group(tmp_path, [2, 2], grid)
     run_group(place)
@@ -129,7 +123,7 @@ def test_the_whole_set_as_one_batch(bare, tmp_path):
         assert tables(runs(place) / name(overrides)) == tables(alone(tmp_path, overrides)), overrides
 
 
-def test_seconds_are_shared_by_those_that_still_train(bare, tmp_path):
+def test_seconds_are_shared_by_those_that_still_train(tmp_path):
     place = group(tmp_path, [1, 2], [["lr=0.01"], ["lr=1e9"]])
     run_group(place)
     finished, diverged = (pd.read_csv(runs(place) / f"lr={lr}" / "metrics.csv") for lr in ("0.01", "1e9"))
@@ -137,7 +131,7 @@ def test_seconds_are_shared_by_those_that_still_train(bare, tmp_path):
     assert len(diverged) < len(finished)
 
 
-def test_a_lane_whose_solve_fails_is_failed_and_the_others_finish(bare, tmp_path):
+def test_a_lane_whose_solve_fails_is_failed_and_the_others_finish(tmp_path):
     grid = [["optimizer=kfac", "momentum=0", f"damping={d}"] for d in (0.0, 1.0)]
     place = group(tmp_path, [1, 2], grid)
     run_group(place)

@@ -58,7 +58,7 @@ def test_sigkill_and_restart_give_the_same_tables(tmp_path):
 def test_a_group_killed_among_its_ends_trains_nothing_again(tmp_path, monkeypatch, ends):
     from fisherlab.training import ending
 
-    grid, real, seen = [["lr=0.01"], ["lr=0.02"], ["lr=0.03"]], ending.keep, []
+    grid, real, seen = [[f"lr={lr}", "figures=true"] for lr in (0.01, 0.02, 0.03)], ending.keep, []
 
     def die(*args) -> None:
         seen.append(args)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.training.conftest import tables
 
-SMALL = ["dataset=digits", "model.hidden=[16]", "threads=1", "batch_size=100", "histogram_steps=[]"]
+SMALL = ["dataset=digits", "figures=false", "model.hidden=[16]", "threads=1", "batch_size=100", "histogram_steps=[]"]
 KFAC = ["optimizer=kfac", "optimizer.inverse_period=5", "lr=0.1"]
 
 

@@ -17,7 +17,8 @@ from fisherlab.cli import main
 from hydra_plugins.fisherlab.replica_sweeper import _workers
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["dataset=wine", "steps=3", "threads=1", "model.hidden=[4]", "optimizer=sgd", "histogram_steps=[]"]
+SMALL = ["dataset=wine", "figures=false", "steps=3", "threads=1", "model.hidden=[4]"]
+SMALL += ["optimizer=sgd", "histogram_steps=[]"]
 SWEEP = ["train", "-m", *SMALL, "lr=0.001,0.002", "seed=0,1", "hydra.sweep.dir=sweep"]
 
 

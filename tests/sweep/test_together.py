@@ -10,7 +10,7 @@ from fisherlab.sweep import together
 from fisherlab.sweep.group import run_group
 from fisherlab.training import checkpoint
 from fisherlab.training.trainer import Trainer
-from tests.sweep.test_group import alone, bare, group, name, runs  # noqa: F401
+from tests.sweep.test_group import alone, group, name, runs
 from tests.training.conftest import tables
 
 KFAC = ["optimizer=kfac", "optimizer.inverse_period=4", "epochs=3", "evaluate_every=10", "checkpoint_every=0"]
@@ -39,7 +39,7 @@ def grid(rates, seeds=(0,), more=()):
         ([2, 3], (0.01, 1e9, 0.02), [(2, 3), (2, 2)]),
     ],
 )
-def test_the_rest_goes_on_in_a_smaller_program(bare, often, tmp_path, shape, rates, sizes):  # noqa: F811
+def test_the_rest_goes_on_in_a_smaller_program(often, tmp_path, shape, rates, sizes):
     jobs = grid(rates, range(shape[0]))
     place = group(tmp_path, shape, jobs)
     run_group(place)
@@ -51,7 +51,7 @@ def test_the_rest_goes_on_in_a_smaller_program(bare, often, tmp_path, shape, rat
     assert stand["running"] == len(jobs) - stand["diverged"]  # told before the last step's ends
 
 
-def test_a_stream_in_which_one_run_is_left_keeps_its_row(bare, often, tmp_path):  # noqa: F811
+def test_a_stream_in_which_one_run_is_left_keeps_its_row(often, tmp_path):
     """Places are cut along the axes: what is left is rows times columns, some of them frozen."""
     jobs = [
         [*KFAC, f"lr={lr}", f"seed={s}"] for s, lr in ((0, 0.01), (0, 1e9), (0, 2e9), (1, 1e9), (1, 2e9), (1, 0.02))
@@ -64,7 +64,7 @@ def test_a_stream_in_which_one_run_is_left_keeps_its_row(bare, often, tmp_path):
 
 
 @pytest.mark.parametrize("at", [2, 30])
-def test_a_group_killed_after_it_was_thinned_goes_on(bare, often, tmp_path, monkeypatch, at):  # noqa: F811
+def test_a_group_killed_after_it_was_thinned_goes_on(often, tmp_path, monkeypatch, at):
     jobs = grid((0.01, 1e9, 0.02))
     place, taken, real = group(tmp_path, [1, 3], jobs), 0, Trainer._train_step
 
@@ -89,7 +89,7 @@ def test_a_group_killed_after_it_was_thinned_goes_on(bare, often, tmp_path, monk
         assert tables(runs(place) / name(overrides)) == tables(alone(tmp_path, overrides)), overrides
 
 
-def test_a_run_alone_is_never_thinned(bare, often, tmp_path):  # noqa: F811
+def test_a_run_alone_is_never_thinned(often, tmp_path):
     place = group(tmp_path, [1, 1], grid((1e9,)))
     run_group(place)
     assert not often

@@ -12,7 +12,10 @@ from omegaconf import DictConfig
 from fisherlab.config import compose, job, validate
 from fisherlab.training.run import RunResult, train
 
-SMALL = ["dataset=digits", "epochs=2", "threads=1", "evaluate_every=10", "histogram_steps=[3]"]
+# Figures take longer than these runs: drawn only where a test asks for them.
+SMALL = ["dataset=digits", "epochs=2", "threads=1", "evaluate_every=10", "histogram_steps=[3]", "figures=false"]
+# What a run imports, PyTorch's optimizers and the digits when they are made.
+PRELOAD = ["fisherlab.training.run", "fisherlab.config", "torch._dynamo", "sklearn.datasets", "pytest"]
 CLOCK = ["seconds", "cpu_seconds"]
 
 
@@ -47,7 +50,7 @@ def run(tmp_path: Path):
 def start(target, *args) -> multiprocessing.process.BaseProcess:
     """A process of its own, forked from a server that has already imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fisherlab.training.run", "fisherlab.config", "tests.training.test_resume"])
+    context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=target, args=args)
     process.start()
     return process

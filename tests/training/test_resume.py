@@ -201,7 +201,7 @@ def test_a_run_killed_while_it_ends_is_finished(tmp_path, monkeypatch, place):
 
     monkeypatch.setattr(f"fisherlab.training.ending.{place}", die)
     with pytest.raises(KeyboardInterrupt):
-        _train(["optimizer=kfac"], tmp_path / "run")
+        _train(["optimizer=kfac", "figures=true"], tmp_path / "run")
     monkeypatch.undo()
     assert resume(tmp_path / "run").status == "finished"
     assert (tmp_path / "run" / "curves.png").exists()

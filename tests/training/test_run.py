@@ -20,7 +20,7 @@ from tests.training.conftest import config, start, tables
 
 
 def test_a_run_leaves_every_file_of_the_contract(run, capsys):
-    result = run("optimizer=kfac", "checkpoints=[5]", "l2=1e-4")
+    result = run("optimizer=kfac", "checkpoints=[5]", "l2=1e-4", "figures=true")
     folder = result.directory
     assert result.status == "finished"
     names = {p.name for p in folder.iterdir()}
