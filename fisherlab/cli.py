@@ -54,7 +54,7 @@ EXAMPLES = """\
   fisherlab train dataset=a1a model=logistic optimizer=efngd lr=0.5 epochs=20
   fisherlab train -m optimizer=kfac damping=1e-2,1e-1,1e0 seed=0,1,2
   fisherlab train resume=results/runs/RUN
-  fisherlab tune optimizer=kfac damping=1e0 model=deep_linear trials=300
+  fisherlab tune optimizer=kfac damping=1e0 model=deep_linear epochs=1 trials=300
   fisherlab compare dataset=digits model.hidden=[32] optimizer=sgd epochs=10
   fisherlab study kunstner2019 scale=smoke
 """

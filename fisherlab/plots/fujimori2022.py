@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -164,15 +165,15 @@ def _rates(folder: Path, searched: dict[str, str], summary: Any) -> Figure:
 
 
 def _diverged(summary: Any) -> Figure:
-    """Share of trials that diverged against damping, by setting; independent trials are drawn with full lines."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    """Share of trials that diverged against damping, by setting; random trials dotted, as in the other figures."""
+    figure = Figure(figsize=(8.2, 3.8), layout="constrained")
     axis = figure.subplots()
-    settings = list(dict.fromkeys(summary["setting"]))
-    for (setting, sampler), part in summary.groupby(["setting", "sampler"], sort=False):
-        kfac, i = part[part["damping"].notna()], settings.index(setting)
-        ls, name = ("-", "random") if sampler == "random" else (":", "TPE")
-        look: dict[str, Any] = {"color": f"C{i % 10}", "marker": "osD^v<>Pp*h"[i % 11], "ls": ls, "ms": 4}
-        axis.plot(kfac["damping"], kfac["diverged"], label=f"{setting}, {name}", **look)
+    settings, colours = list(dict.fromkeys(summary["told"])), [*mpl.color_sequences["tab10"], "k"]
+    for (told, sampler), part in summary.groupby(["told", "sampler"], sort=False):
+        kfac, i = part[part["damping"].notna()], settings.index(told)
+        ls, name = (":", "random trials") if sampler == "random" else ("-", "TPE")
+        look: dict[str, Any] = {"color": colours[i % 11], "marker": "osD^v<>Pp*h"[i % 11], "ls": ls, "ms": 4}
+        axis.plot(kfac["damping"], kfac["diverged"], label=f"{told}, {name}", **look)
     axis.axhline(0.5, color="0.6", lw=0.8, ls="--")
     axis.set(xscale="log", ylim=(-0.02, 1.02), xlabel="damping", ylabel="share of trials that diverged")
     figure.legend(loc="outside right center", frameon=False, fontsize="small")
