@@ -10,7 +10,7 @@ import pytest
 
 from fisherlab.studies.fujimori2022 import policies
 from fisherlab.studies.fujimori2022.policy_verdicts import policy_claims
-from fisherlab.studies.fujimori2022.verdicts import claims
+from fisherlab.studies.fujimori2022.verdicts import _stability, claims
 
 DAMPINGS = (1e-5, 1e-4, 1.0, 10.0, 100.0)
 SEEDS = range(10)
@@ -89,6 +89,19 @@ def test_runs_that_diverged_count_apart_and_many_leave_the_others_undecided(tmp_
     about = [v for name, v in verdicts.items() if "0.0001" in name and "on fresh seeds" not in name]
     assert set(about) == {"inconclusive"}
     assert verdicts["damping 1e0 ends with a lower training loss than 10"] == "reproduced"
+
+
+def test_what_diverges_at_a_bound_might_hold_beyond_it(tmp_path):
+    verdicts, found = judged(tmp_path, lr=0.9, lost=[(1e-4, seed) for seed in range(7)])
+    name = "on fresh seeds more of the best trials of damping 0.0001 diverge than of 1e0"
+    assert found[name].measured.startswith("0.70 against 0.00; best trial at a bound: ")
+    assert verdicts[name] == "inconclusive"
+
+
+def test_a_setting_is_not_judged_by_trials_of_the_base():
+    trials = pd.DataFrame({"damping": [1e-5] * 60 + [100.0] * 60, "state": ["pruned"] * 60 + ["complete"] * 60})
+    assert [claim.verdict for claim in _stability({"tpe": trials}, "glorot")] == ["reproduced"]
+    assert not list(_stability({"tpe": trials}, "scaled"))  # which searches dampings above 1 only
 
 
 def test_a_run_that_ends_on_the_plateau_left_it_at_the_last_step_at_the_earliest(tmp_path):

@@ -12,7 +12,7 @@ from scipy import stats
 from fisherlab.studies.fujimori2022.fresh import Case, equal, fresh_claims
 from fisherlab.studies.fujimori2022.reruns import ENDS, GRADIENTS
 from fisherlab.studies.fujimori2022.searches import tables_of
-from fisherlab.studies.fujimori2022.settings import SETTINGS
+from fisherlab.studies.fujimori2022.settings import SETTINGS, SPACE
 from fisherlab.studies.fujimori2022.tables import at_bounds, best_trials, trials_of, with_base
 from fisherlab.studies.judge import LEAST, Effect, holds
 from fisherlab.studies.study import Claim, read_table, settings_of
@@ -56,6 +56,8 @@ def _stability(trials: Mapping[str, Any], setting: str) -> Iterator[Claim]:
     sampler = "random" if "random" in trials else "tpe"
     table = trials[sampler]
     least = table["damping"].min()
+    if not SETTINGS[setting].dampings([least]):
+        return  # its trials are the base setting's
     state = table.loc[table["damping"] == least, "state"]
     diverged, n = int((state == "pruned").sum()), len(state)
     low, high = stats.binomtest(diverged, n).proportion_ci(method="wilson")
@@ -63,7 +65,7 @@ def _stability(trials: Mapping[str, Any], setting: str) -> Iterator[Claim]:
     yield Claim(
         f"damping {least:g} is unstable: more than half of its trials diverge",
         "Section 4, Figure 2",
-        f"{SETTINGS[setting].told}; {n} {sampler} trials",
+        f"{SETTINGS[setting].told}; {n} {sampler} trials, learning rates from {SPACE['lr']['low']:g}",
         "share above 0.5",
         f"{diverged} of {n}",
         n,
