@@ -41,6 +41,17 @@ def test_a_run_leaves_every_file_of_the_contract(run, capsys):
     assert steps.notna().all().all()
 
 
+def test_figures_that_cannot_be_drawn_cost_no_run(run, monkeypatch, capsys):
+    def full(_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("fisherlab.plots.run.draw_run", full)
+    result = run("optimizer=sgd", "figures=true")
+    assert result.status == "finished"
+    assert (result.directory / "checkpoint.pt").exists()
+    assert f"warning: no figures for {result.directory}: No space left on device" in capsys.readouterr().err
+
+
 def test_status_and_environment_open_as_json(run):
     folder = run("optimizer=kfac").directory
     status = json.loads((folder / "status.json").read_text())
