@@ -20,7 +20,7 @@ run: $(READY) ## train with K-FAC on MNIST (other runs: make run ARGS="optimizer
 	$(BIN)/fisherlab train $(ARGS)
 
 test: $(READY) data ## fetch the data, run all tests, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(READY) ## style, docstrings, types
 	$(BIN)/ruff check
