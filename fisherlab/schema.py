@@ -137,6 +137,7 @@ RULES: Mapping[str, Rule] = {
     "lr_schedule.name": name("constant", "linear", "cosine"),
     "lr_schedule.end_fraction": FRACTION,
     "lr_schedule.warmup_steps": whole(0),
+    "batch_sampling": name("epoch", "independent"),
     "batch_schedule.name": name("constant", "exponential"),
     "batch_schedule.until_step": whole(1) | NULL,
     "evaluate_every": whole(1) | NULL,

@@ -78,18 +78,22 @@ class BatchSize:
 
 
 class Batches:
-    """The order of the data: one permutation an epoch; what does not fill a batch at its end is dropped.
+    """The order of the data, which depends on the data seed alone; a batch never holds an example twice.
 
-    So a batch never holds an example twice, and its order depends on the data seed alone.
+    Either one permutation an epoch, of which what does not fill a batch at its end is dropped; or each batch drawn
+    anew. Where batches are a large part of the data the two differ: successive batches of one permutation have nothing
+    in common, so that at half of the data each one's gradient is off by the opposite of what its predecessor's was.
 
     Args:
         size: The batch-size schedule.
-        streams: The data's random streams (purpose `order`).
+        streams: The data's random streams (purpose `order`; of batches drawn anew, `batch`).
+        independent: Whether each batch is drawn anew; an epoch is then as many steps as it would be else.
     """
 
-    def __init__(self, size: BatchSize, streams: Streams) -> None:
+    def __init__(self, size: BatchSize, streams: Streams, *, independent: bool = False) -> None:
         self.size = size
         self.streams = streams
+        self.independent = independent
         self.step, self.epoch, self.position, self.examples = 0, 0, 0, 0
         self._order: Tensor | None = None
 
@@ -111,6 +115,8 @@ class Batches:
         start, batch = self._advance()
         if batch == self.size.examples:
             return None
+        if self.independent:
+            return self.streams.permutation("batch", self.step, self.size.examples)[..., :batch]
         if self._order is None:
             self._order = self.streams.permutation("order", self.epoch, self.size.examples)
         return self._order[..., start : start + batch]

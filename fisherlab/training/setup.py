@@ -242,7 +242,8 @@ def prepare(cfgs: DictConfig | Sequence[DictConfig], shape: tuple[int, int] = (1
     examples = len(datasets[0].splits["train"])
     size = BatchSize(_batch_size(cfg, examples), examples, _until_step(cfg))
     seeds = [_data_seed(one) for one in streams]
-    batches = Batches(size, Streams(seeds if replicas else seeds[0], device))
+    independent = cfg.batch_sampling == "independent"
+    batches = Batches(size, Streams(seeds if replicas else seeds[0], device), independent=independent)
     steps = cfg.steps or batches.steps(cfg.epochs)
     given = {"model": model, "likelihood": likelihood, "seed": [c.seed for c in streams] if replicas else cfg.seed}
     given |= _hypers([one.optimizer for one in cfgs], shape)

@@ -200,7 +200,8 @@ def test_a_baseline_tells_its_grid(tmp_path, lr, bound):
     assert ("on the grid's bound" in setting) == bound
     assert "baseline without L2" in setting
     assert "eta 1e-5, tau2 1" in setting
-    assert "without replacement within an epoch" in setting
+    assert "each batch drawn anew" in setting
+    assert "one order an epoch" in setting  # the baseline's
 
 
 @pytest.mark.parametrize("method", [TRI, NO_MOMENTUM, BASELINE])

@@ -19,6 +19,7 @@ from fisherlab.studies.martens2015.operations import Products, _per_case
 from fisherlab.studies.martens2015.problems import METHODS, configured
 from fisherlab.studies.martens2015.run_verdicts import TRI, run_claims
 from fisherlab.studies.martens2015.runs import Session, product_rate
+from fisherlab.training.setup import prepare, resolve
 
 BAR = partial(tqdm, disable=True)
 SCALES = OmegaConf.to_container(OmegaConf.load(conf_dir() / "study" / "martens2015.yaml").scales)
@@ -168,6 +169,12 @@ def test_k_fac_averages_from_the_first_iteration_where_batches_have_one_size():
     assert {cfg.optimizer.average for cfg in fixed.values()} == {0.99}
     assert {cfg.evaluate_every for cfg in fixed.values()} == {settings["fixed_every"]}
     assert configured("mnist", TRI, 500, 10).optimizer.average_from == 200
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_k_fac_draws_each_batch_anew_and_the_baseline_goes_through_the_data(method):
+    experiment = prepare(resolve(configured("digits", method, 12, 4)))
+    assert experiment.batches.independent == (method != "baseline")
 
 
 def test_parts_come_in_the_order_in_which_they_are_wanted(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -49,13 +51,23 @@ def test_stream_axis_stacks_the_orders_of_single_seeds():
     assert torch.equal(both, torch.stack(each))
 
 
-def test_cursor_goes_on_where_it_was():
+def test_batches_drawn_anew_have_no_example_twice_and_what_the_last_had_as_likely_as_any():
+    batches = Batches(BatchSize(40, 100), Streams([0, 1]), independent=True)
+    drawn = [batches.next() for _ in range(200)]
+    assert all(len(one.unique()) == 40 for batch in drawn for one in batch)
+    shared = [len(set(a[0].tolist()) & set(b[0].tolist())) for a, b in itertools.pairwise(drawn)]
+    assert sum(shared) / len(shared) == pytest.approx(16, abs=1)  # 40 of 100 of 40; of one permutation none
+    assert batches.epoch == 99  # an epoch is two steps, as it would be else
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_cursor_goes_on_where_it_was(independent):
     size = BatchSize(7, 40, until_step=12)
-    whole, first = Batches(size, Streams(5)), Batches(size, Streams(5))
+    whole, first = (Batches(size, Streams(5), independent=independent) for _ in range(2))
     expected = [whole.next() for _ in range(14)]
     for _ in range(6):
         first.next()
-    second = Batches(size, Streams(5))
+    second = Batches(size, Streams(5), independent=independent)
     second.load(first.state())
     for want, got in zip(expected[6:], [second.next() for _ in range(8)], strict=True):
         assert (want is None and got is None) or torch.equal(want, got)

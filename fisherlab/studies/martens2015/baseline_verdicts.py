@@ -90,11 +90,11 @@ def _batches(folder: Path, problem: str, sizes: list[int]) -> Iterator[Claim]:
         if not all(cases):
             continue  # one of them never got below its first error
         slope = float(np.polyfit(np.log(sizes), np.log(cases), 1)[0])  # type: ignore[arg-type]
-        own = BASELINE_TOLD if method == BASELINE else f"{KFAC_TOLD}, {AVERAGED_FIXED}"
+        own = BASELINE_TOLD if method == BASELINE else f"{KFAC_TOLD}, {AVERAGED_FIXED}, {DRAWN}"
         ends = early_end(folder, *((problem, method, "batch", m) for m in sizes))
         setting = f"{data_name(folder, problem)}, batches of {', '.join(map(str, sizes))}, to an error of {level:.3g}"
         yield Claim(
-            f"{method}: {told}", "Section 13, Figure 9", f"{setting}; {own}, {DRAWN}{ends}",
+            f"{method}: {told}", "Section 13, Figure 9", f"{setting}; {own}{ends}",
             f"{expected}: a power from {least:g} to {most:g}", f"cases grow with the batch to the power {slope:.2f}", 1,
             ONE, "inconclusive",
         )  # fmt: skip
