@@ -104,6 +104,12 @@ def test_fewer_than_ten_seeds_decide_only_what_no_draw_changes(tmp_path):
     assert found == kept | early | dict.fromkeys(("mu is about 1", "alpha falls"), ("inconclusive", 1))
 
 
+def test_before_any_run_has_ended_gamma_s_floor_is_not_told(tmp_path):
+    home = folder(tmp_path, {name: table.head(100) for name, table in recipes(3).items()})
+    one = claim(home, "gamma is")
+    assert (one.verdict, one.measured) == ("inconclusive", "12.247 to 12.247")
+
+
 def test_one_seed_s_wrong_lambda_is_seen(tmp_path):
     tables = recipes(3)
     tables[f"steps_{label('mnist', TRI, 2)}.csv.gz"].loc[5, "damping"] = 120.0

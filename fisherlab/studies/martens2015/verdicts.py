@@ -205,11 +205,11 @@ def _dampings(runs: list[Any], setting: str, decisive: bool) -> Iterator[Claim]:
     early = [run["gamma"][k] for run in runs for k in (20, 40) if k in run.index]
     late = [run["gamma"].iloc[-1] for run in runs if run.index[-1] >= 500]
     if early:
+        end = f"; at iteration 500 {max(late):.4f} at most" if late else ""
         yield Claim(
             "gamma is 12.247 at iterations 20 and 40, then falls to its floor sqrt(eta)", "the authors' log", setting,
             "12.247, 12.247, at last 0.0032",
-            f"{min(early):.3f} to {max(early):.3f}; at iteration 500 {max(late, default=math.nan):.4f} at most",
-            len(runs),
+            f"{min(early):.3f} to {max(early):.3f}{end}", len(runs),
             "to the digits of the log; ours is the gamma after the search of that iteration, the log may be before it",
             holds(max(abs(g - 12.247) for g in early) < 1e-3 and max(late, default=1) < 0.0033, decisive=bool(late)),
         )  # fmt: skip
