@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -161,7 +162,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         """
         if hasattr(self, "rule_state"):  # the last thing that construction sets
             raise UsageError("the parameter groups follow from the model: expected a new optimizer for another model")
-        super().add_param_group(param_group)
+        # Its wrapper imports torch.compile, a second of each process, for what is never compiled.
+        inspect.unwrap(torch.optim.Optimizer.add_param_group)(self, param_group)
 
     @torch.no_grad()
     def step(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]

@@ -231,6 +231,7 @@ def test_workers_run_groups(launcher, here):
     (here / "mine" / "model" / "own.yaml").write_text("_target_: mymod.my\n")
     engine = [f"hydra/launcher={launcher[0]}", *launcher[1:], "hydra.sweep.dir=s"]
     sweep = ["--config-dir", "mine", "model=own", "dataset=wine", "steps=3", "optimizer=sgd,adam", "seed=0,1"]
+    sweep += ["figures=false"]
     process = start("train", "-m", *sweep, *engine, cwd=here)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
