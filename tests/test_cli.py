@@ -274,7 +274,7 @@ def test_a_sweep_that_cannot_run_is_refused_as_a_whole(here, capsys):
 @pytest.mark.parametrize("what", ["model", "optimizer", "dataset"])
 def test_a_target_that_cannot_be_imported_is_one_line(what, here):
     done = subprocess.run(
-        [sys.executable, "-m", "fisherlab", "train", "dataset=digits", f"{what}._target_=mymod.my"],
+        [sys.executable, "-m", "fisherlab", "train", "dataset=toy_gaussian", f"{what}._target_=mymod.my"],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

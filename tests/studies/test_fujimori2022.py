@@ -109,7 +109,8 @@ def test_the_winner_diverges_on_the_fewest_held_out_seeds(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_study_runs_whole_at_smoke_scale(tmp_path):
+def test_the_study_runs_whole_at_smoke_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(policies, "ROUNDS", 3)  # of what a policy costs
     assert main(["study", "fujimori2022", "scale=smoke", f"results={tmp_path}", "threads=1"]) == 0
     folder = tmp_path / "studies" / "fujimori2022" / "smoke"
     claims = pd.read_csv(folder / "claims.csv")

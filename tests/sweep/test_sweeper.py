@@ -17,7 +17,7 @@ from fisherlab.cli import main
 from hydra_plugins.fisherlab.replica_sweeper import _workers
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["dataset=wine", "figures=false", "steps=3", "threads=1", "model.hidden=[4]"]
+SMALL = ["dataset=toy_gaussian", "figures=false", "steps=3", "threads=1", "model.hidden=[4]"]
 SMALL += ["optimizer=sgd", "histogram_steps=[]"]
 SWEEP = ["train", "-m", *SMALL, "lr=0.001,0.002", "seed=0,1", "hydra.sweep.dir=sweep"]
 
@@ -194,7 +194,7 @@ def test_the_same_command_with_another_default_is_refused(groups, capsys):
     folder = Path("mine/model")
     folder.mkdir(parents=True)
     (folder / "own.yaml").write_text("_target_: fisherlab.models.mlp\nhidden: [3]\n")
-    sweep = ["train", "--config-dir", "mine", "-m", "model=own", "dataset=wine", "steps=2", "seed=0,1"]
+    sweep = ["train", "--config-dir", "mine", "-m", "model=own", "dataset=toy_gaussian", "steps=2", "seed=0,1"]
     assert main(sweep) == 0
     (folder / "own.yaml").write_text("_target_: fisherlab.models.mlp\nhidden: [5]\n")
     assert main(sweep) == 2
@@ -230,7 +230,7 @@ def test_workers_run_groups(launcher, here):
     (here / "mine" / "model").mkdir(parents=True)
     (here / "mine" / "model" / "own.yaml").write_text("_target_: mymod.my\n")
     engine = [f"hydra/launcher={launcher[0]}", *launcher[1:], "hydra.sweep.dir=s"]
-    sweep = ["--config-dir", "mine", "model=own", "dataset=wine", "steps=3", "optimizer=sgd,adam", "seed=0,1"]
+    sweep = ["--config-dir", "mine", "model=own", "dataset=toy_gaussian", "steps=3", "optimizer=sgd,adam", "seed=0,1"]
     sweep += ["figures=false"]
     process = start("train", "-m", *sweep, *engine, cwd=here)
     out, err = process.communicate(timeout=120)
