@@ -52,6 +52,9 @@ def test_sigkill_and_restart_give_the_same_tables(tmp_path):
         assert {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()}
         statuses = [json.loads((d / "status.json").read_text()) for d in (a, b)]
         assert {**statuses[0], "seconds": 0} == {**statuses[1], "seconds": 0}
+    ends = [json.loads((runs(killed) / name(one) / "status.json").read_text()) for one in GRID]
+    assert [end["status"] for end in ends] == ["finished", "diverged", "diverged"] * 2
+    assert all(2 < end["step"] < 100 for end in ends[1::3])  # after the first kill, before the second
 
 
 @pytest.mark.parametrize("ends", [0, 1, 2])
