@@ -176,7 +176,8 @@ def _seeds(folder: Path, problem: str, settings: dict[str, Any]) -> Figure:
             found = [evaluations(folder, problem, method, seed) for seed in range(settings["early_seeds"])]
             runs = [run.assign(error=run[column]) for run in found if run is not None]
             for i, run in enumerate(runs):
-                _curve(axis, run, "step", method, lw=0.8, label=None if i else method)
+                look = LOOK[method] | {"lw": 0.8, "label": None if i else method}
+                axis.plot(run["step"], run["error"], **look)  # from iteration 0 on, where the authors' log begins
             if method == TRI:
                 _interval(axis, [run.set_index("step")["error"] for run in runs], LOOK[method]["color"])
         if official:
