@@ -54,8 +54,6 @@ def figures(folder: Path) -> dict[str, Figure]:
     drawn |= {"damping_policies": _policies(compared)} if compared else {}
     if (folder / "policy_searches.csv").exists():
         drawn["policies_by_last_damping"] = _last_dampings(_read(folder / "policy_searches.csv"))
-    for figure in drawn.values():
-        figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fisherlab.plots.beside import legend
 from fisherlab.plots.karakida2020_beyond import beyond
-from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, note, sizes_on
+from fisherlab.plots.karakida2020_look import LOOK, NAMES, band, look, sizes_on
 from fisherlab.studies.karakida2020 import dynamics, gap, isotropy, unitwise
 from fisherlab.studies.karakida2020.tables import found, slopes, widths
 from fisherlab.studies.study import settings_of
@@ -44,10 +44,7 @@ def figures(folder: Path) -> dict[str, Figure]:
     left, kernels = (widths(folder, name) for name in (gap.GAP, gap.KERNELS))
     if left is not None and kernels is not None:
         drawn["width"] = _width(left, kernels)
-    drawn |= beyond(folder, settings)
-    for figure in drawn.values():
-        note(figure, folder.name)
-    return drawn
+    return drawn | beyond(folder, settings)
 
 
 def _training(table: Any, settings: dict[str, Any]) -> Figure:

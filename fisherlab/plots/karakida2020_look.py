@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 NAMES = {
@@ -66,13 +65,3 @@ def sizes_on(axis: Axes, sizes: Any) -> None:
     """
     axis.set_xticks([float(s) for s in sizes], [f"{int(s)}" for s in sizes], rotation=45)
     axis.xaxis.set_minor_locator(NullLocator())
-
-
-def note(figure: Figure, scale: str) -> None:
-    """Say at which scale a figure was made.
-
-    Args:
-        figure: The figure.
-        scale: smoke, quick or paper.
-    """
-    figure.text(0.995, 0.003, f"scale {scale}", ha="right", va="bottom", fontsize=7, color="0.5")

@@ -44,8 +44,6 @@ def figures(folder: Path) -> dict[str, Figure]:
         "vanishing_residual": _nets(folder),
     }
     drawn |= {"figure_5": _optimisation(folder, rest)} if rest else {}
-    for figure in drawn.values():
-        figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
 
 

@@ -56,8 +56,6 @@ def figures(folder: Path) -> dict[str, Figure]:
         drawn["seeds"] = _seeds(folder, first, settings)
     if evaluations(folder, first, TRI, "batch", settings["fixed_batches"][0]) is not None:
         drawn["figure_9"] = _batches(folder, first, settings["fixed_batches"])
-    for figure in drawn.values():
-        figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
 
 

@@ -77,7 +77,7 @@ def _grid(shown: dict[str, Any], rows: list[list[str]], layers: int) -> Figure:
         line[0].set_ylabel("layer")
     for axis in axes[-1]:
         axis.set_xlabel("layer")
-    figure.colorbar(image, ax=list(axes.flat), label=f"mean |entry| (white: {CAP:.0%} quantile)")
+    figure.colorbar(image, ax=list(axes.flat), label=f"mean |entry| (white: {CAP:.0%} quantile)", shrink=0.9)
     return figure
 
 

@@ -42,8 +42,6 @@ def figures(folder: Path) -> dict[str, Figure]:
     watched = [net for net in settings["nets"] if (folder / matrices_table(net)).exists()]
     if watched:
         drawn["matrices"] = _matrices(folder, watched)
-    for figure in drawn.values():
-        figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
     return drawn
 
 

@@ -337,7 +337,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def draw(name: str, folder: Path) -> list[Path]:
-    """Draw a study's figures, as PNG and PDF.
+    """Draw a study's figures, as PNG and PDF; in a corner of each, the scale that it was made at.
 
     Args:
         name: Of the study.
@@ -349,6 +349,7 @@ def draw(name: str, folder: Path) -> list[Path]:
     figures = importlib.import_module(f"fisherlab.plots.{name}").figures(folder)
     written: list[Path] = []
     for title, figure in figures.items():
+        figure.text(0.995, 0.003, f"scale {folder.name}", ha="right", va="bottom", fontsize=7, color="0.5")
         for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
             path = folder / f"{title}{suffix}"
             replace(path, partial(figure.savefig, dpi=120, metadata=metadata))
