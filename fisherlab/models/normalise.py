@@ -66,6 +66,24 @@ class BatchNorm(nn.Module):
         return f"{self.scale.shape[-1]}, decay={self.decay}, eps={self.eps}"
 
 
+@torch.no_grad()
+def settle(model: nn.Module, x: Tensor) -> None:
+    """Set the moving averages to the mean and variance over given examples: where they would settle, at these weights.
+
+    Args:
+        model: Any.
+        x: Its inputs [..., B, in], in one batch, for each layer's statistics depend on those before it.
+    """
+    norms, training = [m for m in model.modules() if isinstance(m, BatchNorm)], model.training
+    decays = [norm.decay for norm in norms]
+    for norm in norms:
+        norm.decay = 0.0
+    model.train()(x)
+    for norm, decay in zip(norms, decays, strict=True):
+        norm.decay = decay
+    model.train(training)
+
+
 def couples(model: nn.Module) -> bool:
     """Whether a model's examples depend on each other now.
 

@@ -16,10 +16,12 @@ from fisherlab.studies.study import settings_of
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
 from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
+from fisherlab.studies.sun2017.settled import settled_table
 from fisherlab.studies.sun2017.timing import TABLE, by_round
-from fisherlab.studies.sun2017.watch import matrices_table
+from fisherlab.studies.sun2017.watch import LINEAR, UNITWISE, WATCHED, matrices_table
 
 COLOURS = {"sgd": "tab:red", "adam": "tab:green", "rngd": "tab:blue", "kfac": "tab:purple", "efngd": "tab:brown"}
+FORMS = {UNITWISE: "per unit", LINEAR: "linear form"}
 COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan"}
 
 
@@ -39,9 +41,12 @@ def figures(folder: Path) -> dict[str, Figure]:
         drawn["learning_rates"] = _grids(folder, settings["nets"], tried)
     if (folder / "zones.csv").exists():
         drawn["zones"] = _zones(pd.read_csv(folder / "zones.csv"))
-    watched = [net for net in settings["nets"] if (folder / matrices_table(net)).exists()]
-    if watched:
-        drawn["matrices"] = _matrices(folder, watched)
+    for method in WATCHED:
+        watched = [net for net in settings["nets"] if (folder / matrices_table(net, method)).exists()]
+        if watched:
+            drawn[f"matrices_{method}"] = _matrices(folder, watched, method)
+    if lagging := [n for n in settings["nets"] if any((folder / settled_table(n, m)).exists() for m in METHODS)]:
+        drawn["settled"] = _settled(folder, lagging)
     return drawn
 
 
@@ -134,28 +139,51 @@ def _zones(table: Any) -> Figure:
     return figure
 
 
-def _matrices(folder: Path, nets: list[str]) -> Figure:
-    """Every layer's relative Fisher by epoch, means over seeds: its eigenvalues, and how much it has moved."""
-    figure = Figure(figsize=(4.2 * len(nets) + 1.8, 7.5), layout="constrained")
+def _settled(folder: Path, nets: list[str]) -> Figure:
+    """Validation accuracy at the watched epochs: by moving averages (dotted), by the training set's statistics."""
+    figure = Figure(figsize=(5.5 * len(nets) + 1.5, 3.8), layout="constrained")
+    for axis, net in zip(figure.subplots(1, len(nets), squeeze=False).flat, nets, strict=True):
+        for method in METHODS:
+            curves, path = curves_of(folder, net, method), folder / settled_table(net, method)
+            if curves is None or not path.exists():
+                continue
+            clean: Any = pd.read_csv(path).groupby("epoch")["valid_error"]
+            lagging = curves[curves["epoch"].isin(list(clean.groups))].groupby("epoch")["valid_error"]
+            mean, sd = (1 - clean.mean(), clean.std().fillna(0))
+            axis.plot(mean, "-o", ms=4, color=COLOURS[method], label=_label(method, curves))
+            axis.fill_between(mean.index, mean - sd, mean + sd, alpha=0.15, lw=0, color=COLOURS[method])
+            axis.plot(1 - lagging.mean(), ":", color=COLOURS[method])
+        axis.set(title=TOLD[net], xlabel="epoch", ylabel="validation accuracy (SD shaded)", xscale="log")
+        axis.set_xticks(settings_of(folder)["watch_epochs"], map(str, settings_of(folder)["watch_epochs"]))
+        axis.minorticks_off()
+    figure.suptitle("normalised by the training set's statistics; dotted: by moving averages", fontsize="medium")
+    legend(figure, list(figure.axes))
+    return figure
+
+
+def _matrices(folder: Path, nets: list[str], method: str) -> Figure:
+    """Every layer's relative Fisher by epoch, means over seeds: its eigenvalues, and how much its shape has moved."""
+    figure = Figure(figsize=(4.2 * len(nets) + 2.6, 7.5), layout="constrained")
     axes = figure.subplots(3, len(nets), squeeze=False, sharex="col")
     for column, net in enumerate(nets):
-        table: Any = pd.read_csv(folder / matrices_table(net))
-        for layer, part in table.groupby("layer"):
-            kind = "one matrix" if part["matrices"].iloc[0] == 1 else f"{part['matrices'].iloc[0]} matrices"
-            look: dict[str, Any] = {"color": f"C{layer - 1}", "label": f"layer {layer} ({kind})", "marker": "."}
+        table: Any = pd.read_csv(folder / matrices_table(net, method))
+        for i, ((layer, form), part) in enumerate(table.groupby(["layer", "form"])):
+            kind = FORMS.get(form, form)
+            look: dict[str, Any] = {"color": f"C{i}", "label": f"layer {layer} ({kind})", "marker": "."}
             mean = part.groupby("epoch").mean(numeric_only=True)
             axes[0][column].plot(mean["q100"], **look)
             axes[0][column].plot(mean["q50"], ls=":", color=look["color"])
             after = mean[mean.index > 0]
-            axes[1][column].plot(after["since_start"], **look)
-            axes[1][column].plot(after["other_cases"], ls=":", color=look["color"])
-            axes[2][column].plot(after["since_last"], **look)
-        axes[0][column].set(title=f"{TOLD[net]}, RNGD", yscale="log")
+            if layer > 1:  # the first one's inputs are the data: its linear form stands still
+                axes[1][column].plot(after["shape_since_start"], **look)
+                axes[2][column].plot(after["shape_since_last"], **look)
+            axes[1][column].plot(after["shape_other_cases"], ls=":", color=look["color"])
+        axes[0][column].set(title=f"{TOLD[net]}, {NAMES[method]}", yscale="log")
         axes[2][column].set(xlabel="epoch", yscale="log")
         axes[2][column].set_xscale("symlog", linthresh=1)
         axes[2][column].set_xticks(epochs := sorted(table["epoch"].unique()), [f"{epoch:g}" for epoch in epochs])
-    told = ("eigenvalue: largest,\nmedian (dotted)", "change since the start;\nother cases (dotted)")
-    for axis, label in zip(axes[:, 0], (*told, "change since the\nepoch watched before"), strict=True):
+    told = ("eigenvalue: largest,\nmedian (dotted)", "change of shape since the\nstart; other cases (dotted)")
+    for axis, label in zip(axes[:, 0], (*told, "change of shape since the\nepoch watched before"), strict=True):
         axis.set_ylabel(label)
     legend(figure, [axes[0][0]])
     return figure

@@ -6,7 +6,7 @@ from torch import nn
 
 from fisherlab.errors import UsageError
 from fisherlab.models import BatchNorm, Dense, mlp, stack_replicas
-from fisherlab.models.normalise import couples, held
+from fisherlab.models.normalise import couples, held, settle
 from fisherlab.streams import generator
 from tests.compare import assert_close, assert_same_bits
 
@@ -59,6 +59,21 @@ def test_the_averages_after_several_batches_are_those_by_hand_and_evaluation_use
     norm.eval()
     assert_close(norm(batch(7)), by_hand(norm, batch(7), mean, variance), 1e-13)
     assert_close(norm.mean, mean, 1e-14)  # which evaluation leaves as they are
+
+
+def test_settled_averages_are_the_statistics_layer_by_layer():
+    model = mlp(UNITS, 3, hidden=(4, 6), batch_norm="after", generator=generator(0, "init")).double().eval()
+    x = batch(size=20)
+    settle(model, x)
+    assert not any(m.training for m in model.modules())
+    a = x
+    for layer in model:
+        if isinstance(layer, BatchNorm):
+            assert_close(layer.mean, moments(a)[0], 1e-14)
+            assert_close(layer.variance, moments(a)[1], 1e-14)
+            assert layer.decay == 0.999
+        a = layer(a)
+    assert_close(model(x), model.train()(x), 1e-13)
 
 
 def gradients(output, *of):

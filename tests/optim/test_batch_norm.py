@@ -9,6 +9,7 @@ from torch import nn
 import fisherlab
 from fisherlab.errors import UsageError
 from fisherlab.models import mlp
+from fisherlab.models.normalise import settle
 from fisherlab.streams import generator
 from tests.cases import PRESETS, batch_of
 from tests.compare import assert_close, assert_same_bits
@@ -35,10 +36,7 @@ def gradient_of(model, x, y):
 def with_constants(model, x):
     """The same function at this batch, whose mean and variance are now constants: its averages, in evaluation."""
     own = copy.deepcopy(model)
-    for m in own:
-        if isinstance(m, fisherlab.BatchNorm):
-            m.decay = 0.0
-    own.train()(x)
+    settle(own, x)
     return own.eval()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fisherlab.cli import main
 from fisherlab.studies import sun2017
@@ -14,11 +15,13 @@ from fisherlab.studies.study import begin
 from fisherlab.studies.sun2017 import runs, timing, watch
 from fisherlab.studies.sun2017.curves import accuracy
 from fisherlab.studies.sun2017.settings import METHODS, VARIANTS, configured
+from fisherlab.studies.sun2017.settled import settled_table
+from fisherlab.training.compare import load
 from fisherlab.training.setup import prepare, resolve
 from tests.studies.sun2017_tables import SETTINGS, curves, folder, make
 
-FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices", "seconds_bna", "seconds_plain"]
-FIGURES += ["variants_plain", "zones"]
+FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices_adam", "matrices_rngd", "matrices_sgd"]
+FIGURES += ["seconds_bna", "seconds_plain", "settled", "variants_plain", "zones"]
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +53,67 @@ def test_every_seed_has_a_split_and_a_start_of_its_own_and_all_methods_share_the
 
 
 @pytest.mark.parametrize("net", ["plain", "bna"])
-def test_the_matrix_of_the_data_stands_still_and_the_hidden_ones_move(smoke, net):
-    table = pd.read_csv(smoke / watch.matrices_table(net))
+@pytest.mark.parametrize("method", watch.WATCHED)
+def test_the_matrix_of_the_data_stands_still_and_the_hidden_ones_move(smoke, net, method):
+    table = pd.read_csv(smoke / watch.matrices_table(net, method))
     assert table["epoch"].unique().tolist() == [0, 1, 3]
     table = table[table["epoch"] == 3]
     assert table["seed"].nunique() == 2
     for _, own in table.set_index("layer").groupby("seed"):
-        assert own.loc[1, "since_start"] < 1e-12
-        assert (own.loc[2:4, "since_start"] > 1e-2).all()
-        assert own["matrices"].to_list() == [1, 80, 80, 1]
+        for column in ("since_start", "shape_since_start"):
+            assert own.loc[1, column] < 1e-12
+            assert (own.loc[2:4, column] > 1e-2).all()
+        assert own["matrices"].to_list() == [1, 80, 80, 1, 1]
+        assert own["size"].to_list() == [65, 81, 81, 81, 810]
+
+
+def test_a_matrix_that_only_grows_does_not_change_its_shape():
+    m = torch.randn(3, 5, 5, dtype=torch.float64)
+    first = {(1, watch.UNITWISE): m @ m.mT}
+    grown = {key: torch.tensor([[[2.0]], [[5.0]], [[0.1]]]) * value for key, value in first.items()}
+    row = watch._rows(0, 1, grown, first, first, first)[0]
+    assert row["since_start"] > 0.1
+    assert row["shape_since_start"] < 1e-14
+    values = torch.linalg.eigvalsh(grown[1, watch.UNITWISE])
+    rank = (values.sum(-1) ** 2 / (values**2).sum(-1)).mean()
+    assert row["effective_rank"] == pytest.approx(float(rank))
+
+
+def test_the_settled_objective_is_that_of_the_training_set_as_one_batch(smoke):
+    table = pd.read_csv(smoke / settled_table("bna", "sgd")).set_index(["seed", "epoch"])
+    curve = pd.read_csv(smoke / runs.curves_table("bna", "sgd")).set_index(["seed", "epoch"])
+    assert list(table.index) == [(seed, epoch) for seed in (1000, 1001) for epoch in (1, 3)]
+    run = next((smoke / "runs" / "fresh_bna_sgd" / "runs").glob("*-1001"))
+    experiment = prepare(OmegaConf.load(run / "config.yaml"))
+    load(experiment.model, run / "weights-60.pt")
+    x, y = experiment.rows("train", slice(None))
+    weights = [p for name, p in experiment.model.named_parameters() if name.endswith("weight")]
+    with torch.no_grad():
+        f = experiment.model.train()(x)[0, 0]
+        nll = torch.nn.functional.cross_entropy(f, y.flatten())
+        l2 = 0.5e-3 * sum(w.square().sum() for w in weights)
+    assert table.loc[(1001, 3), "objective"] == pytest.approx(float(nll + l2), rel=1e-5)
+    assert table.loc[(1001, 3), "train_error"] == pytest.approx(float((f.argmax(-1) != y.flatten()).float().mean()))
+    lag = curve.loc[(1001, 3), "objective"] - table.loc[(1001, 3), "objective"]
+    assert lag > 0.05  # averages of decay 0.999 have hardly begun to move in 60 steps
+
+
+def test_only_a_net_with_normalisation_is_settled(smoke):
+    assert {p.name for p in smoke.glob("settled_*.csv")} == {settled_table("bna", m) for m in METHODS}
+
+
+def test_the_batch_loss_is_the_mean_of_an_epoch_s_batches(smoke):
+    curve = pd.read_csv(smoke / runs.curves_table("plain", "sgd")).query("seed == 1001").set_index("epoch")
+    run = next((smoke / "runs" / "fresh_plain_sgd" / "runs").glob("*-1001"))
+    loss = pd.read_csv(run / "steps.csv").set_index("step")["loss"]
+    assert math.isnan(curve.loc[0, "batch_loss"])
+    assert curve.loc[2, "batch_loss"] == pytest.approx(loss.loc[21:40].mean(), rel=1e-12)
+
+
+def test_the_grid_s_curves_are_kept(smoke):
+    grid = pd.read_csv(smoke / runs.grid_table("bna", "adam")).set_index(["lr", "seed"])["valid_error"]
+    curve = pd.read_csv(smoke / runs.grid_curves_table("bna", "adam")).query("epoch > 0")
+    pd.testing.assert_series_equal(grid.sort_index(), curve.groupby(["lr", "seed"])["valid_error"].mean())
 
 
 def test_the_variant_tries_learning_rates_next_to_rngd_s(smoke):
@@ -75,14 +130,20 @@ def test_the_watched_matrices_are_the_closed_forms(net):
     experiment = prepare(resolve(configured(net, "rngd", 1, SETTINGS)))
     x, _ = experiment.rows("train", slice(30))
     found, a = watch._matrices(experiment, x), x[0, 0]
+    softmax = found.pop((4, watch.SOFTMAX))[0]
+    assert list(found) == [(1, watch.LINEAR), (2, watch.UNITWISE), (3, watch.UNITWISE), (4, watch.LINEAR)]
     layers = [m for m in experiment.model if isinstance(getattr(m, "weight", None), torch.Tensor)]
-    for i, (layer, m) in enumerate(zip(layers, found, strict=True)):
+    for i, (layer, m) in enumerate(zip(layers, found.values(), strict=True)):
         inputs = torch.cat([a, torch.ones(30, 1)], -1).double()
         z = a @ layer.weight[0, 0].T + layer.bias[0, 0]
         nu = torch.ones_like(z) if i in (0, 3) else torch.sigmoid(z).square()
         for unit in (0, len(m) - 1):
             expected = (inputs * nu[:, unit, None].double()).T @ inputs / 30
             assert torch.allclose(m[unit], expected, rtol=1e-4, atol=1e-6)
+        if i == 3:
+            eta = torch.softmax(z.double(), -1)
+            block = -(inputs * (eta[:, 2] * eta[:, 7])[:, None]).T @ inputs / 30
+            assert torch.allclose(softmax[2 * 81 : 3 * 81, 7 * 81 : 8 * 81], block, rtol=1e-4, atol=1e-6)
         a = z.relu().detach() if net == "plain" else normalised(z.relu().detach())
 
 
@@ -94,7 +155,7 @@ def watched(tmp_path, net, rate, epochs=1, **settings):
     pd.DataFrame([{"lr": rate, "seed": 0, "valid_error": 0.1}]).to_csv(home / runs.grid_table(net, "rngd"), index=False)
     make(runs.parts(net, "rngd", settings, home)[0], home)
     claims = [claim for claim in sun2017.claims(home) if claim.claim.startswith("the geometry of layer")]
-    assert [claim.claim.split()[4] for claim in claims] == ["2", "3", "4"]
+    assert [claim.claim.split()[4] for claim in claims] == ["2", "3", "4", "4"]
     assert {claim.n for claim in claims} == {settings["seeds"]}
     return {claim.verdict for claim in claims}
 
@@ -140,12 +201,16 @@ def test_the_learning_rate_is_the_best_one_of_those_that_never_diverged(tmp_path
         (0.1, 1e-3, {1.0, 0.1, 0.01, 1e-3, 1e-4}),
         (0.01, 0.1, {1.0, 0.1, 0.01, 1e-3}),
         (0.01, 1e-4, {0.1, 0.01, 1e-3, 1e-4}),
+        (1.0, 1e-4, {1.0, 0.1, 0.01, 1e-3, 1e-4}),  # where all of the first three diverge
+        (1.0, 0.0, {1.0, 0.1, 0.01, 1e-3, 1e-4}),  # and all others too
     ],
 )
 def test_a_variant_s_grid_goes_on_from_rngd_s_best_until_its_own_lies_within(tmp_path, monkeypatch, rngd, best, tried):
     def trained(cfg, cells, *_):
-        errors = [abs(math.log10(cell["lr"] / best)) for cell in cells]
-        return [runs.Trained("finished", curves(0.1, 1 - e, epochs=2, seeds=1), Path()) for e in errors]
+        errors = [abs(math.log10(cell["lr"] / best)) if best else math.inf for cell in cells]
+        ends = ["finished" if e < 3.5 else "diverged" for e in errors]
+        tables = [curves(0.1, 1 - min(e, 9), epochs=2, seeds=1) for e in errors]
+        return [runs.Trained(status, table, Path()) for status, table in zip(ends, tables, strict=True)]
 
     home, settings = folder(tmp_path, rngd, rngd=curves(0.1, 0.97)), SETTINGS | {"rates": [1.0, 0.1, 0.01, 1e-3, 1e-4]}
     monkeypatch.setattr(runs, "_train", trained)
@@ -169,7 +234,8 @@ def test_what_needs_rngd_s_learning_rate_waits_for_it_and_what_takes_longest_com
 
 
 def test_without_rngd_nothing_asks_for_its_learning_rate(tmp_path):
-    few = [f"study.scales.smoke.{s}" for s in ("methods=[sgd]", "nets=[plain]", "variants=[]", "rounds=1", "epochs=1")]
+    changed = ("methods=[sgd]", "nets=[plain]", "variants=[]", "rounds=1", "epochs=1", "watch_epochs=[1]")
+    few = [f"study.scales.smoke.{setting}" for setting in changed]
     assert main(["study", "sun2017", "scale=smoke", "threads=1", f"results={tmp_path}", *few]) == 0
     home = tmp_path / "studies" / "sun2017" / "smoke"
     assert len(pd.read_csv(home / "claims.csv")) == 2

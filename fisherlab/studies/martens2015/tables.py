@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fisherlab.studies.crossing import crossing
 from fisherlab.studies.martens2015.operations import CHUNK, OPERATIONS
 from fisherlab.studies.martens2015.problems import METHODS, label
 from fisherlab.studies.martens2015.runs import error, tables_of
@@ -109,13 +109,7 @@ def reached(table: Any, level: float, column: str) -> float | None:
     Returns:
         None where it never does.
     """
-    errors, where = table["error"].to_numpy(), table[column].to_numpy()
-    below = np.flatnonzero(errors <= level)
-    if not len(below) or below[0] == 0:
-        return float(where[0]) if len(below) else None
-    i = below[0]
-    share = math.log(errors[i - 1] / level) / math.log(errors[i - 1] / errors[i])
-    return float(where[i - 1] + share * (where[i] - where[i - 1]))
+    return crossing(table["error"], table[column], level)
 
 
 def derived(folder: Path) -> Tables:

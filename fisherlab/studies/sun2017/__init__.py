@@ -60,10 +60,8 @@ def _fit(settings: Mapping[str, Any]) -> None:
         raise UsageError(f"splits={dict(splits)} are {asked} examples: expected at most {data}'s {EXAMPLES[data]}")
     if settings["batch"] > splits["train"]:
         raise UsageError(f"batch={settings['batch']}: expected at most the {splits['train']} examples to train on")
-    if "rngd" not in settings["methods"]:
-        if settings["variants"]:
-            raise UsageError(f"variants={settings['variants']} are RNGD's: expected rngd among methods, or variants=[]")
-        return
+    if settings["variants"] and "rngd" not in settings["methods"]:
+        raise UsageError(f"variants={settings['variants']} are RNGD's: expected rngd among methods, or variants=[]")
     if max(settings["watch_epochs"]) > settings["epochs"]:
         raise UsageError(f"watch_epochs={settings['watch_epochs']}: expected at most epochs, {settings['epochs']}")
     if 2 * settings["watch_cases"] > splits["train"]:

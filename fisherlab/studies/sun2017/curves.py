@@ -1,4 +1,4 @@
-"""Reading the curves on fresh seeds: accuracies at the end, epochs to a level; every seed counts, diverged or not."""
+"""Reading the curves on fresh seeds: accuracies at an epoch, epochs to a level; every seed counts, diverged or not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from fisherlab.studies.crossing import crossing
 from fisherlab.studies.study import read_table
 from fisherlab.studies.sun2017.runs import LAST, at_the_end, chosen, curves_table, grid_table
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
@@ -31,32 +34,34 @@ def curves_of(folder: Path, net: str, method: str) -> Any | None:
     return read_table(path) if path.exists() else None
 
 
-def ending(curves: Any, column: str) -> Any:
+def ending(curves: Any, column: str, last: float = math.inf) -> Any:
     """A mean over the last epochs.
 
     Args:
         curves: Of one method.
         column: What is averaged.
+        last: The epoch that counts as the last one.
 
     Returns:
         By seed, all of them; NaN where a run did not finish.
     """
-    last = at_the_end(curves[curves["status"] == "finished"])
-    means = last.groupby("seed")[column].agg(lambda v: v.mean(skipna=False))
+    there = at_the_end(curves[(curves["status"] == "finished") & (curves["epoch"] <= last)])
+    means = there.groupby("seed")[column].agg(lambda v: v.mean(skipna=False))
     return means.reindex(sorted(curves["seed"].unique())).astype(float)
 
 
-def accuracy(curves: Any, split: str = "valid") -> Any:
+def accuracy(curves: Any, split: str = "valid", last: float = math.inf) -> Any:
     """The mean accuracy over the last epochs.
 
     Args:
         curves: Of one method.
         split: valid or test.
+        last: The epoch that counts as the last one.
 
     Returns:
         As `ending`.
     """
-    return 1 - ending(curves, f"{split}_error")
+    return 1 - ending(curves, f"{split}_error", last)
 
 
 def averaged(settings: Mapping[str, Any]) -> int:
@@ -72,7 +77,7 @@ def averaged(settings: Mapping[str, Any]) -> int:
 
 
 def level_of(sgd: Any, epoch: int) -> float:
-    """An objective to which all methods are timed: what SGD's worst seed that finished has at an epoch, and a little.
+    """An objective to which all methods are timed: the median of what SGD's seeds have at an epoch, and a little.
 
     Args:
         sgd: SGD's curves.
@@ -82,11 +87,11 @@ def level_of(sgd: Any, epoch: int) -> float:
         The level; NaN where no seed finished.
     """
     there = sgd[(sgd["status"] == "finished") & (sgd["epoch"].round(6) == epoch)]
-    return FACTOR * float(there["objective"].max())
+    return FACTOR * float(there["objective"].median())
 
 
 def epochs_to(curves: Any, level: float, last: int) -> Any:
-    """The first epoch, by seed, at whose end the objective is at most a level.
+    """When, by seed, the objective falls to a level: between the ends of two epochs by its logarithm.
 
     Args:
         curves: Of one method.
@@ -97,9 +102,12 @@ def epochs_to(curves: Any, level: float, last: int) -> Any:
         Epochs; a run that never got there, or diverged, counts as one that did in the epoch after the last. NaN where
         there is no level.
     """
-    there = curves[(curves["objective"] <= level) & (curves["status"] == "finished")].groupby("seed")["epoch"].min()
-    found = there.reindex(sorted(curves["seed"].unique())).astype(float).fillna(last + 1.0)
-    return found if math.isfinite(level) else found * math.nan
+    found = {}
+    for seed, run in curves.sort_values("epoch").groupby("seed"):
+        finished = (run["status"] == "finished").all()
+        at = crossing(run["objective"], run["epoch"], level) if finished else None
+        found[seed] = last + 1.0 if at is None else at
+    return pd.Series(found, dtype=float) if math.isfinite(level) else pd.Series(found, dtype=float) * math.nan
 
 
 def setting(net: str, settings: Mapping[str, Any], curves: Any) -> str:
@@ -115,7 +123,8 @@ def setting(net: str, settings: Mapping[str, Any], curves: Any) -> str:
     """
     return (
         f"{TOLD[net]}{KEPT[net]}, {settings['epochs']} epochs, {curves['seed'].nunique()} seeds with a split each, "
-        "constant learning rate from the grid"
+        f"constant learning rate, the best of a grid on {settings['grid_seeds']} seeds over {settings['grid_epochs']} "
+        "epochs"
     )
 
 

@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from fisherlab.studies.study import Part, Tables, read_table
-from fisherlab.studies.sun2017.settings import NAMES, TOLD, VARIANTS, configured
-from fisherlab.studies.sun2017.watch import matrices_table, steps_of, watched
+from fisherlab.studies.sun2017.settings import NAMES, NETS, TOLD, VARIANTS, configured, table_name
+from fisherlab.studies.sun2017.settled import settled, settled_table
+from fisherlab.studies.sun2017.watch import WATCHED, matrices_table, steps_of, watched
 from fisherlab.sweep.space import with_values
 
 FIRST_SEED = 1000  # of the fresh seeds; the grid's begin at 0
 LAST = 10  # epochs at the end over which the validation accuracy is averaged, to choose and to compare
-COLUMNS = ["epoch", "step", "seconds", "objective", "train_loss", "train_error", "valid_error", "test_error"]
-NOTHING = dict.fromkeys(COLUMNS, math.nan) | {"epoch": 0.0, "step": 0}  # the row of a run that left none
+COLUMNS = ["epoch", "step", "seconds", "objective", "train_loss", "train_error", "valid_loss", "valid_error"]
+COLUMNS += ["test_loss", "test_error"]
+NOTHING = dict.fromkeys([*COLUMNS, "batch_loss"], math.nan)  # the row of a run that left none
+NOTHING |= {"epoch": 0.0, "step": 0}
 ENDS = ("valid_error", "test_error")
 MOST = 20  # runs side by side
 NEIGHBOURS = 3  # learning rates of a variant's grid at first, around RNGD's best
@@ -30,16 +34,17 @@ NEIGHBOURS = 3  # learning rates of a variant's grid at first, around RNGD's bes
 
 def grid_table(net: str, method: str) -> str:
     """Name the table of a method's grid."""
-    return f"grid_{net}_{_plain(method)}.csv"
+    return f"{table_name('grid', net, method)}.csv"
+
+
+def grid_curves_table(net: str, method: str) -> str:
+    """Name the table of the curves from which a method's grid was summed up."""
+    return f"{table_name('grid_curves', net, method)}.csv.gz"
 
 
 def curves_table(net: str, method: str) -> str:
     """Name the table of a method's curves on fresh seeds."""
-    return f"curves_{net}_{_plain(method)}.csv.gz"
-
-
-def _plain(method: str) -> str:
-    return method.replace(", ", "_").replace(" ", "_")
+    return f"{table_name('curves', net, method)}.csv.gz"
 
 
 def parts(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
@@ -52,17 +57,22 @@ def parts(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> l
         folder: The study's.
 
     Returns:
-        The curves, which take longer, of RNGD with its matrices along them; and the grid that they need. A variant's
-        grid needs RNGD's.
+        The curves, which take longer, with what is taken from the weights along them; and the grid that they need. A
+        variant's grid needs RNGD's.
     """
-    told = f"{TOLD[net]}, {NAMES[method]}"
-    grid, curves = (grid_table(net, method),), (curves_table(net, method),)
-    before = (grid_table(net, "rngd"),) if method in VARIANTS else ()
-    leaves = (*curves, matrices_table(net)) if method == "rngd" else curves
+    told, along = f"{TOLD[net]}, {NAMES[method]}", tuple(name for name, _ in _along(net, method))
+    grid, before = grid_table(net, method), (grid_table(net, "rngd"),) if method in VARIANTS else ()
+    leaves, summed = (curves_table(net, method), *along), (grid, grid_curves_table(net, method))
     return [
-        Part(f"{told}: fresh seeds", leaves, partial(_fresh, net, method, settings, folder), needs=grid),
-        Part(f"{told}: grid", grid, partial(_grid, net, method, settings, folder), needs=before),
+        Part(f"{told}: fresh seeds", leaves, partial(_fresh, net, method, settings, folder), needs=(grid,)),
+        Part(f"{told}: grid", summed, partial(_grid, net, method, settings, folder), needs=before),
     ]
+
+
+def _along(net: str, method: str) -> list[tuple[str, Callable[..., pd.DataFrame]]]:
+    """What is taken from the weights along the runs: the tables' names, and what makes them; git does not keep runs."""
+    found = [(matrices_table(net, method), watched)] if method in WATCHED else []
+    return [*found, (settled_table(net, method), settled)] if NETS[net] else found
 
 
 def by_rate(grid: Any) -> Any:
@@ -107,7 +117,7 @@ def at_the_end(curve: Any) -> Any:
 def _grid(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
     """All learning rates; of a variant those next to RNGD's best, and further ones until its best is no end of them."""
     cfg = configured(net, method, settings["grid_epochs"], settings)
-    home, rates = folder / "runs" / net / _plain(method) / "grid", sorted(settings["rates"], reverse=True)
+    home, rates = folder / "runs" / table_name("grid", net, method), sorted(settings["rates"], reverse=True)
     tried = _window(rates, chosen(folder, net, "rngd")) if method in VARIANTS else range(len(rates))
     while True:
         cells = [{"seed": seed, "lr": rates[i]} for i in tried for seed in range(settings["grid_seeds"])]
@@ -116,7 +126,7 @@ def _grid(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar:
         table = pd.DataFrame(rows, columns=["seed", "lr", "status", *ENDS, "objective"])
         wider = _wider(tried, rates, by_rate(table))
         if wider == tried:
-            return {grid_table(net, method): table}
+            return {grid_table(net, method): table, grid_curves_table(net, method): _joined(cells, runs)}
         tried = wider
 
 
@@ -130,10 +140,10 @@ def _window(rates: list[float], best: float | None) -> range:
 
 
 def _wider(tried: range, rates: list[float], errors: Any) -> range:
-    """One place more on the side where the best learning rate is an end."""
-    if not len(errors):
+    """One place more on the side where the best learning rate is an end; towards smaller ones if all diverged."""
+    if not len(tried):
         return tried
-    best = rates.index(errors.idxmin())
+    best = rates.index(errors.idxmin()) if len(errors) else tried.stop - 1
     first = max(tried.start - 1, 0) if best == tried.start else tried.start
     return range(first, min(tried.stop + 1, len(rates)) if best == tried.stop - 1 else tried.stop)
 
@@ -147,21 +157,25 @@ def _end(run: Trained) -> dict[str, Any]:
 
 def _fresh(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:
     cfg, rate = configured(net, method, settings["epochs"], settings), chosen(folder, net, method)
-    if method == "rngd":
-        cfg.checkpoints = list(steps_of(settings).values())
+    cfg.checkpoints = list(steps_of(settings).values())
     cells: list[dict[str, Any]] = [{"seed": FIRST_SEED + i, "lr": rate} for i in range(settings["seeds"])]
-    home = folder / "runs" / net / _plain(method) / "fresh"
+    home = folder / "runs" / table_name("fresh", net, method)
     if rate is None:  # an outcome of the method, not an error of the study
         runs = [Trained("diverged", pd.DataFrame([NOTHING]), home)] * len(cells)
     else:
         runs = _train(cfg, cells, home, bar)
+    # By RNGD's config, in whose form the matrices are taken; seeds and splits are the same for all methods.
+    seen = configured(net, "rngd", settings["epochs"], settings)
+    there = zip(cells, runs, strict=True) if rate is not None else ()
+    paths = {cell["seed"]: (with_values(seen, cell), run.folder) for cell, run in there}
+    found = {curves_table(net, method): _joined(cells, runs)}
+    return found | {name: make(settings, paths) for name, make in _along(net, method)}
+
+
+def _joined(cells: list[dict[str, Any]], runs: list[Trained]) -> pd.DataFrame:
+    """The runs' curves one below the other, each with its seed, learning rate and status."""
     tables = [run.curve.assign(**cell, status=run.status) for cell, run in zip(cells, runs, strict=True)]
-    found: Tables = {curves_table(net, method): pd.concat(tables)}
-    if method == "rngd":
-        along = zip(cells, runs, strict=True) if rate is not None else ()
-        paths = {cell["seed"]: (with_values(cfg, cell), run.folder) for cell, run in along}
-        found[matrices_table(net)] = watched(settings, paths)
-    return found
+    return pd.concat(tables) if tables else pd.DataFrame(columns=[*NOTHING, "seed", "lr", "status"])
 
 
 @dataclass(frozen=True)
@@ -192,8 +206,17 @@ def _train(cfg: Any, cells: list[dict[str, Any]], home: Path, bar: tqdm[Any]) ->
     bar.update(len(cells))
     found = []
     for one in jobs:
-        path = record.run(one.name) / "metrics.csv"
-        curve = read_table(path)[COLUMNS] if path.exists() else pd.DataFrame(columns=COLUMNS)
-        curve = curve if len(curve) else pd.DataFrame([NOTHING])
-        found.append(Trained(record.status(one.name)["status"], curve, record.run(one.name)))
+        run = record.run(one.name)
+        found.append(Trained(record.status(one.name)["status"], _curve(run), run))
     return found
+
+
+def _curve(run: Path) -> Any:
+    """A run's evaluations, each with the mean loss of the batches since the one before: the loss while it trains."""
+    path = run / "metrics.csv"
+    curve = read_table(path)[COLUMNS] if path.exists() else pd.DataFrame()
+    if not len(curve):
+        return pd.DataFrame([NOTHING])
+    steps = read_table(run / "steps.csv")
+    since = steps["loss"].groupby(np.searchsorted(curve["step"], steps["step"])).mean()
+    return curve.assign(batch_loss=since.reindex(range(len(curve))).to_numpy())

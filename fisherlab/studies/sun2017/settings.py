@@ -40,6 +40,20 @@ NAMES |= {"rngd, batch start": "RNGD, batch start", "rngd, softmax": "RNGD, soft
 ORDER = ("rngd, softmax", "rngd, batch start", "rngd", "kfac", "efngd", "adam", "sgd")
 
 
+def table_name(kind: str, net: str, method: str) -> str:
+    """Name a table.
+
+    Args:
+        kind: What is in it.
+        net: A key of `NETS`.
+        method: A key of `METHODS` or `VARIANTS`.
+
+    Returns:
+        The name, without suffix.
+    """
+    return f"{kind}_{net}_{method}".replace(", ", "_").replace(" ", "_")
+
+
 def configured(net: str, method: str, epochs: int, settings: Mapping[str, Any]) -> DictConfig:
     """Compose a run.
 

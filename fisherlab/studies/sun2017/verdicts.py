@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fisherlab.models.normalise import DECAY
 from fisherlab.studies.asked import Asked, judged
 from fisherlab.studies.judge import Effect, between, holds
 from fisherlab.studies.study import RECORD, Claim, read_table, settings_of
 from fisherlab.studies.sun2017 import timing
-from fisherlab.studies.sun2017.against import FIGURE, SMALL, Evidence, against_others, variants
+from fisherlab.studies.sun2017.against import FIGURE, POINT, SMALL, Evidence, against_others, variants
 from fisherlab.studies.sun2017.curves import accuracy, averaged, curves_of, ending, setting, unfinished
 from fisherlab.studies.sun2017.runs import chosen
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
+from fisherlab.studies.sun2017.settled import settled_accuracy
 from fisherlab.studies.sun2017.watch import matrices_table
 
-# Axis limits: of the figures, and what the authors' plot script has commented out.
-ACCURACIES = {"plain": (0.966, 0.977), "bna": (0.970, 0.978)}
-COSTS = {"plain": (0.09, 0.4), "bna": (0.03, 0.5)}
+# Axis limits of the figures, and what the authors' plot script has commented out: beside those of the sheet a wider
+# pair of accuracies, by its remark perhaps of 100 epochs. Between the two nothing is decided.
+ACCURACIES = {"plain": ((0.966, 0.977), (0.965, 0.978)), "bna": ((0.970, 0.978), (0.97, 0.979))}
+COSTS = {"plain": ((0.09, 0.4),) * 2, "bna": ((0.03, 0.5),) * 2}
 TIMES = 2  # of what other cases change: more counts as moving
 STEPS = 8  # most SGD steps that one RNGD step may cost: the project's own bar
 HOURS = 8  # the same, of computing on two cores for the whole study
@@ -48,8 +51,9 @@ def claims(folder: Path) -> list[Claim]:
         if "rngd" in curves:
             evidence = Evidence(folder, net, settings, curves, cost)
             found += against_others(evidence) + variants(evidence)
-        if (folder / matrices_table(net)).exists():
-            found += judged(list(_moving(net, read_table(folder / matrices_table(net)), settings)))
+        found += list(_lags(folder, net, curves, settings))
+        if (folder / matrices_table(net, "rngd")).exists():
+            found += judged(list(_moving(net, read_table(folder / matrices_table(net, "rngd")), settings)))
         if cost is not None and {"sgd", "rngd"} <= set(cost["method"]):
             found += judged(list(_cost(net, cost, settings)))
     return found + list(_whole(folder))
@@ -72,11 +76,15 @@ def _ranges(net: str, curves: Mapping[str, Any], settings: Mapping[str, Any], de
                 f"{_mean(cost):.3f} nats, with L2",
             ),
         ):
-            effect, (low, high) = Effect([float(v) for v in values]), ranges[net]
+            effect, (known, wider) = Effect([float(v) for v in values]), ranges[net]
+            inside = between(effect, *known)
+            if inside == "contradicted" and between(effect, *wider) != "contradicted":
+                inside = "inconclusive"
             yield Claim(
                 f"{NAMES[method]}'s {name} ends in the figure's range", source,
-                setting(net, settings, curves[method]), f"{low} to {high}", measured + told, len(values),
-                effect.told.partition(", against")[0], between(effect, low, high) if decisive else "inconclusive",
+                setting(net, settings, curves[method]), f"{known[0]} to {known[1]}", measured + told, len(values),
+                f"{effect.told.partition(', against')[0]}; each range judged alone",
+                inside if decisive else "inconclusive",
             )  # fmt: skip
 
 
@@ -84,25 +92,43 @@ def _mean(values: Any) -> float:
     return float(values.mean(skipna=False))
 
 
-def _moving(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked]:
-    """The layers behind the first, whose inputs are the data: its matrix cannot move."""
-    last = table[table["epoch"] == table["epoch"].max()]
-    for layer, part in last.groupby("layer"):
-        if layer == 1:
+def _lags(folder: Path, net: str, curves: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[Claim]:
+    """What evaluating by moving averages does to the accuracies."""
+    last = max(settings["watch_epochs"])
+    for method, table in curves.items():
+        clean = settled_accuracy(folder, net, method)
+        if clean is None:
             continue
-        effect = Effect([float(v) for v in part["since_start"] - TIMES * part["other_cases"]])
-        median = part[["since_start", "other_cases", "since_last"]].median()
-        before = table.loc[table["epoch"] < part["epoch"].max(), "epoch"].max()
-        form = "one matrix E[x x^T], the linear form" if part["matrices"].iloc[0] == 1 else "a matrix per unit"
-        yield Asked(
-            f"the geometry of layer {layer} moves while it is trained", "Section 5",
-            f"{TOLD[net]}, RNGD, {len(part)} seeds, {int(part['epoch'].max())} epochs, {form} over the same "
-            f"{settings['watch_cases']} cases, normalised by their own statistics",
-            f"its relative Fisher changes by more than {TIMES} times what as many other cases change",
-            f"by {median['since_start']:.3f} of its norm since the start (other cases {median['other_cases']:.3f}), "
-            f"since epoch {before} by {median['since_last']:.3f}; medians",
-            effect, f"change less {TIMES} times the other cases'",
+        gain = clean - (1 - table[table["epoch"].round(6) == last].set_index("seed")["valid_error"])
+        effect, test = Effect([float(v) for v in gain]), settled_accuracy(folder, net, method, "test")
+        yield Claim(
+            f"{NAMES[method]}'s validation accuracy is that by the training set's statistics", "ours",
+            f"{setting(net, settings, table)}; moving averages of decay {DECAY}, as the authors evaluate",
+            f"within {POINT:g} at epoch {last}",
+            f"{_mean(clean):.4f} by the training set's, test {_mean(test):.4f}: by {effect.mean:+.4f} more",
+            len(gain), effect.told.partition(", against")[0], between(effect, -POINT, POINT),
         )  # fmt: skip
+
+
+def _moving(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked]:
+    """The layers behind the first, whose inputs are the data: its matrix cannot move. By shape, for size is a rate."""
+    epochs = sorted(table["epoch"].unique())
+    spans = [("while it is trained", "since_start", 0)]
+    spans += [(f"still, from epoch {epochs[-2]} to {epochs[-1]}", "since_last", epochs[-2])] if len(epochs) > 2 else []
+    last = table[(table["epoch"] == table["epoch"].max()) & (table["layer"] > 1)]
+    for (layer, form), part in last.groupby(["layer", "form"]):
+        for told, column, since in spans:
+            effect = Effect([float(v) for v in part[f"shape_{column}"] - TIMES * part["shape_other_cases"]])
+            median = part.median(numeric_only=True)
+            yield Asked(
+                f"the geometry of layer {layer} moves {told}", "Section 5",
+                f"{TOLD[net]}, RNGD, {len(part)} seeds, {form} over the same {settings['watch_cases']} cases, "
+                "normalised by their own statistics; matrices over their traces",
+                f"its relative Fisher changes by more than {TIMES} times what as many other cases change",
+                f"by {median[f'shape_{column}']:.3f} of its norm since epoch {since} (other cases "
+                f"{median['shape_other_cases']:.3f}); not over the trace, by {median[column]:.3f}; medians",
+                effect, f"change less {TIMES} times the other cases'",
+            )  # fmt: skip
 
 
 def _cost(net: str, cost: Any, settings: Mapping[str, Any]) -> Iterator[Asked]:

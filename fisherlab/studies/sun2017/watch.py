@@ -1,4 +1,8 @@
-"""What the relative Fisher looks like: the effective learning zones, and every layer's matrices during training."""
+"""What the relative Fisher looks like: the effective learning zones, and every layer's matrices during training.
+
+A matrix that grows or shrinks as a whole only scales the learning rate: beside the change of a matrix there is that of
+its shape, of the matrix over its trace.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from fisherlab.fisher.relative import relative_statistics, zone
+from fisherlab.fisher.relative import relative_statistics, softmax_layer, zone
+from fisherlab.models.dense import Dense
 from fisherlab.models.normalise import held
 from fisherlab.studies.study import Part, Tables
+from fisherlab.studies.sun2017.settings import table_name
 
 ZONES: Mapping[str, tuple[str, dict[str, float]]] = {
     "tanh": ("tanh", {}),
@@ -27,14 +33,17 @@ ZONES: Mapping[str, tuple[str, dict[str, float]]] = {
     "elu": ("elu", {}),
 }
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
-SPECTRUM = ["trace", *(f"q{round(100 * q)}" for q in QUANTILES), "largest_share"]
+SPECTRUM = ["trace", *(f"q{round(100 * q)}" for q in QUANTILES), "largest_share", "effective_rank"]
 CHANGES = ["since_last", "since_start", "other_cases"]
-COLUMNS = ["seed", "epoch", "layer", "matrices", "size", *SPECTRUM, *CHANGES]
+SHAPES = [f"shape_{name}" for name in CHANGES]
+COLUMNS = ["seed", "epoch", "layer", "form", "matrices", "size", *SPECTRUM, *CHANGES, *SHAPES]
+UNITWISE, LINEAR, SOFTMAX = "a matrix per unit", "E[x x^T], the linear form", "the softmax RFIM"
+WATCHED = ("sgd", "adam", "rngd")  # the paper's methods: RNGD's geometry, and what training alone does to it
 
 
-def matrices_table(net: str) -> str:
-    """Name the table of a net's matrices."""
-    return f"matrices_{net}.csv"
+def matrices_table(net: str, method: str) -> str:
+    """Name the table of a net's matrices along a method's runs."""
+    return f"{table_name('matrices', net, method)}.csv"
 
 
 def zones() -> Part:
@@ -69,6 +78,9 @@ def _zones(bar: tqdm[Any]) -> Tables:
     return {"zones.csv": pd.concat(rows)}
 
 
+Taken = Mapping[tuple[int, str], Tensor]
+
+
 def watched(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Path]]) -> pd.DataFrame:
     """Take the layers' matrices along runs, each time over the same cases.
 
@@ -76,10 +88,11 @@ def watched(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Pa
 
     Args:
         settings: The scale's.
-        runs: By seed, the config and the folder where the run left its weights at `steps_of`.
+        runs: By seed, RNGD's config, whose forms the matrices have, and the folder where a run of any method left its
+            weights at `steps_of`.
 
     Returns:
-        A row per seed, epoch and layer; not numbers from where a run has diverged.
+        A row per seed, epoch, layer and form; not numbers from where a run has diverged.
     """
     from fisherlab.training.compare import checkpoints, load
     from fisherlab.training.setup import prepare, resolve
@@ -95,15 +108,15 @@ def watched(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Pa
                 load(experiment.model, kept[step])
                 now, apart = _matrices(experiment, own), _matrices(experiment, other)
             else:
-                now = apart = [m * math.nan for m in first]
+                now = apart = {key: m * math.nan for key, m in first.items()}
             rows += _rows(seed, epoch, now, before, first, apart)
             before = now
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 @torch.no_grad()
-def _matrices(experiment: Any, x: Tensor) -> list[Tensor]:
-    """Each layer's relative Fisher, [units, n, n], or [1, n, n] where its units share one.
+def _matrices(experiment: Any, x: Tensor) -> dict[tuple[int, str], Tensor]:
+    """Each layer's relative Fisher, [units, n, n], or [1, n, n] where its units share one; the last one's in two forms.
 
     Normalisation is by the cases' own mean and variance: its running averages set out from 0 and 1, and while they
     settle the matrices would move even if nothing were trained.
@@ -113,29 +126,42 @@ def _matrices(experiment: Any, x: Tensor) -> list[Tensor]:
         x: Cases [1, 1, B, in].
 
     Returns:
-        A tensor per layer, float64.
+        Float64 tensors, by layer (from 1 on) and form.
     """
     pre = experiment.optimizer.preconditioner
     with held(experiment.model.train()):
         captured = experiment.optimizer.capture(x)
     stats = relative_statistics(captured, experiment.likelihood, pre.forms, pre.zone)
-    found = []
-    for inputs, g in zip(stats.inputs, stats.gradients, strict=True):
+    found = {}
+    for i, (inputs, g) in enumerate(zip(stats.inputs, stats.gradients, strict=True)):
         a, nu = (t.flatten(0, -2).double() for t in (inputs.joined, g.square().sum(-3)))
-        nu = nu[..., :1] if bool((nu == nu[..., :1]).all()) else nu
-        found.append(torch.einsum("bu,bi,bj->uij", nu, a, a) / len(a))
-    return found
+        form = LINEAR if pre.forms[i].activation == "linear" else UNITWISE
+        nu = nu[..., :1] if form == LINEAR else nu
+        found[i + 1, form] = torch.einsum("bu,bi,bj->uij", nu, a, a) / len(a)
+    last = [m for m in experiment.model.modules() if isinstance(m, Dense)][-1]
+    assert last.bias is not None
+    w = torch.cat([last.weight, last.bias.unsqueeze(-1)], -1).double()
+    a = stats.inputs[-1].joined.flatten(0, -2).double()
+    return found | {(len(found), SOFTMAX): softmax_layer(a, w.reshape(w.shape[-2:])).unsqueeze(0)}
 
 
-def _rows(
-    seed: int, epoch: int, now: list[Tensor], before: list[Tensor], first: list[Tensor], other: list[Tensor]
-) -> list[dict[str, Any]]:
+def _rows(seed: int, epoch: int, now: Taken, before: Taken, first: Taken, other: Taken) -> list[dict[str, Any]]:
     rows = []
-    for i, (m, last, start, apart) in enumerate(zip(now, before, first, other, strict=True)):
-        changes = [float((m - o).norm() / by.norm()) for o, by in ((last, last), (start, start), (apart, m))]
-        row = {"seed": seed, "epoch": epoch, "layer": i + 1, "matrices": len(m), "size": m.shape[-1]}
-        rows.append(row | _spectrum(m) | dict(zip(CHANGES, changes, strict=True)))
+    for (layer, form), m in now.items():
+        others = [taken[layer, form] for taken in (before, first, other)]
+        row = {"seed": seed, "epoch": epoch, "layer": layer, "form": form, "matrices": len(m), "size": m.shape[-1]}
+        row |= _spectrum(m) | dict(zip(CHANGES, _apart(m, *others), strict=True))
+        rows.append(row | dict(zip(SHAPES, _apart(*map(_shape, (m, *others))), strict=True)))
     return rows
+
+
+def _apart(m: Tensor, last: Tensor, start: Tensor, other: Tensor) -> list[float]:
+    """The norms of what sets matrices [units, n, n] apart from others, of all units at once."""
+    return [float((m - o).norm() / by.norm()) for o, by in ((last, last), (start, start), (other, m))]
+
+
+def _shape(m: Tensor) -> Tensor:
+    return m / m.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
 
 
 def _spectrum(m: Tensor) -> dict[str, float]:
@@ -144,5 +170,7 @@ def _spectrum(m: Tensor) -> dict[str, float]:
         return dict.fromkeys(SPECTRUM, math.nan)
     values = torch.linalg.eigvalsh(m).clamp(min=0)
     quantiles = [float(np.quantile(values.mean(0).numpy(), q)) for q in QUANTILES]
-    numbers = [float(values.sum(-1).mean()), *quantiles, float((values[:, -1] / values.sum(-1)).mean())]
+    trace = values.sum(-1)
+    shares = [float(v.mean()) for v in (values[:, -1] / trace, trace.square() / values.square().sum(-1))]
+    numbers = [float(trace.mean()), *quantiles, *shares]
     return dict(zip(SPECTRUM, numbers, strict=True))
