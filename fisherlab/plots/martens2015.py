@@ -49,7 +49,7 @@ def figures(folder: Path) -> dict[str, Figure]:
         drawn["recipe"] = _recipe(tri, steps(folder, first, DIAGONAL, 0), first)
     made = [p for p in problems if evaluations(folder, p, TRI, 0) is not None]
     if made:
-        batch = settings["fixed_batches"][-1]
+        batch = settings["no_momentum_batch"]
         drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds", f"{processor(folder)}, of training")
         drawn["figure_11"] = _runs(folder, made, batch, "step", "iteration")
         drawn["cases"] = _runs(folder, made, batch, "examples", "training cases processed")
@@ -155,7 +155,7 @@ def _runs(folder: Path, problems: list[str], batch: int, x: str, told: str) -> F
         tri = evaluations(folder, problem, TRI, 0)
         assert tri is not None
         name = data_name(folder, problem)
-        left.set(xscale="log", ylabel=ERROR, title=name)
+        left.set(xscale="log", ylabel=ERROR, title=f"{name}, seed 0")
         right.set(xlim=(0, 1.05 * tri[x].iloc[-1]), title=f"{name}, as far as K-FAC goes")
     legend(figure, list(axes.flat))
     return figure

@@ -221,8 +221,9 @@ def test_settings_that_are_one_run_are_made_once():
     assert short[0.0] == 0.0
     assert baseline.distinct(baseline.MOMENTA, 1251)[0.9] == 0.9  # 11/12 from update 1250 on
     assert baseline.distinct(baseline.MOMENTA, 1250)[0.9] == 0.999
-    long = baseline.distinct(baseline.MOMENTA, 14400)
-    assert long == {0.999: 0.999, 0.995: 0.999, 0.99: 0.99, 0.9: 0.9, 0.0: 0.0}
+    long = baseline.distinct(baseline.MOMENTA, 14400)  # up to 0.9914, as good as 0.99
+    assert long == {0.999: 0.999, 0.995: 0.999, 0.99: 0.999, 0.9: 0.9, 0.0: 0.0}
+    assert baseline.distinct(baseline.MOMENTA, 30000)[0.995] == 0.995  # where 0.999 gets further
 
 
 @pytest.mark.parametrize("rate", [1e-3, 0.05])

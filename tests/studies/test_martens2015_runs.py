@@ -167,7 +167,9 @@ def test_k_fac_averages_from_the_first_iteration_where_batches_have_one_size():
     fixed = {m: runs.one_size("mnist", m, 2000, settings) for m in METHODS}
     assert {cfg.optimizer.average_from for cfg in fixed.values()} == {0}
     assert {cfg.optimizer.average for cfg in fixed.values()} == {0.99}
-    assert {cfg.evaluate_every for cfg in fixed.values()} == {settings["fixed_every"]}
+    assert {m: (cfg.steps, cfg.evaluate_every) for m, cfg in fixed.items()} == dict.fromkeys(METHODS, (1500, 62)) | {
+        "baseline": (1000, 42)
+    }
     assert configured("mnist", TRI, 500, 10).optimizer.average_from == 200
 
 
@@ -188,8 +190,9 @@ def test_parts_come_in_the_order_in_which_they_are_wanted(tmp_path):
     assert names[:10] == wanted
     assert all("to iteration 100" in one for one in names[9:25])
     assert names[25:27] == [f"mnist, {TRI}, seed {seed}" for seed in (1, 2)]
+    assert names[27:29] == [f"mnist, {TRI}, no momentum, batch {size}" for size in (2000, 4000)]
     curves = [i for i, one in enumerate(names) if one.startswith("curves")]
-    assert curves == list(range(27, 33))
+    assert curves == list(range(35, 41))
 
 
 def test_other_threads_than_those_of_the_beginning_are_refused(tmp_path):

@@ -24,8 +24,8 @@ PIECEWISE = True  # claims and figures after every part: the whole takes many ho
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS
 RULES = {"dataset": name("mnist", "digits"), "problems": some(name(*PROBLEMS)), "fixed_batches": some(whole(1))}
 RULES |= dict.fromkeys(("matrix_cases", "iterations", "early", "every", "seeds", "early_seeds"), whole(1))
-RULES |= dict.fromkeys(("diagonal_seeds", "fixed_iterations", "fixed_every", "grid_updates", "gammas"), whole(1))
-RULES |= dict.fromkeys(("baseline_every", "baseline_later"), whole(1))
+RULES |= dict.fromkeys(("diagonal_seeds", "fixed_cases", "fixed_updates", "fixed_evaluations"), whole(1))
+RULES |= dict.fromkeys(("grid_updates", "gammas", "baseline_every", "baseline_later"), whole(1))
 
 
 def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
@@ -36,8 +36,9 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
         folder: Where the tables of earlier parts are.
 
     Returns:
-        The matrices; the invariance; the first problem's methods, Figure 7 and its seeds; the other problems; then for
-        the first one Figure 9. What reads the checkpoint of a run comes right behind it, for git does not keep runs.
+        The matrices; the invariance; the first problem's methods, Figure 7 and its seeds; its Figure 9, which tells the
+        others' batch without momentum; the other problems. What reads the checkpoint of a run comes right behind it,
+        for git does not keep runs.
 
     Raises:
         UsageError: If the settings do not fit, or other threads than those that the study was begun with.
@@ -47,10 +48,10 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
     first, *others = settings["problems"]
     whole, *methods = _methods(first, settings, folder)
     found = [matrices.part(settings), invariance.part(settings), whole, gamma.part(first, settings, folder), *methods]
-    found += [*_early(first, settings, folder), *_late(first, settings, folder)]
+    found += [*_early(first, settings, folder), *_late(first, settings, folder), *_figure_9(first, settings, folder)]
     for problem in others:
         found += _methods(problem, settings, folder)
-    return [*found, *_figure_9(first, settings, folder)]
+    return found
 
 
 def _check(settings: Mapping[str, Any]) -> None:
@@ -59,6 +60,9 @@ def _check(settings: Mapping[str, Any]) -> None:
     early, every, iterations = settings["early"], settings["every"], settings["iterations"]
     if early % every or early > iterations:
         raise UsageError(f"early={early}: expected a multiple of every={every}, at most iterations={iterations}")
+    sizes, one = settings["fixed_batches"], settings["no_momentum_batch"]
+    if one not in sizes:
+        raise UsageError(f"no_momentum_batch={one}: expected one of fixed_batches={sizes}")
     later, often = settings["baseline_later"], settings["baseline_every"]
     if later % often:
         raise UsageError(f"baseline_later={later}: expected a multiple of baseline_every={often}")
@@ -78,17 +82,17 @@ def _methods(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Pa
         *(runs.grown(problem, method, 0, settings, folder) for method in (TRI, DIAGONAL)),
         *baseline.parts(problem, settings, folder),
         Part(f"{problem}, operations", (OPERATIONS(problem),), partial(operations, problem, list(METHODS))),
-        runs.fixed(problem, NO_MOMENTUM, settings["fixed_batches"][-1], settings, folder),
+        runs.fixed(problem, NO_MOMENTUM, settings["no_momentum_batch"], settings, folder),
     ]
 
 
 def _figure_9(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:
     """Batches of several sizes, less the one that is made for every problem."""
-    largest, found = settings["fixed_batches"][-1], []
-    for batch in settings["fixed_batches"]:
-        methods = [TRI] if batch == largest else [TRI, NO_MOMENTUM]
-        found += [runs.fixed(problem, method, batch, settings, folder) for method in methods]
-    return [*found, *(baseline.fixed(problem, batch, settings, folder) for batch in settings["fixed_batches"])]
+    sizes = settings["fixed_batches"]
+    pairs = [(NO_MOMENTUM, batch) for batch in sizes if batch != settings["no_momentum_batch"]]
+    pairs += [(TRI, batch) for batch in sizes]
+    found = [runs.fixed(problem, method, batch, settings, folder) for method, batch in pairs]
+    return [*found, *(baseline.fixed(problem, batch, settings, folder) for batch in sizes)]
 
 
 def _early(problem: str, settings: Mapping[str, Any], folder: Path) -> list[Part]:

@@ -2,8 +2,9 @@
 
 The schedule mu_t = min(1 - 2^(-1 - log2(floor(t / 250) + 1)), mu_max) reaches 0.875 within the 1 000 updates of the
 grid, so that all mu_max of 0.9 and above are one and the same run there: it is made once. Where it wins, each mu_max
-that is another run later goes on to the end: within the cases of the K-FAC run 0.999 and 0.995 are still one, 0.99 and
-0.9 are not, and the grid cannot tell which is the best one.
+that is another run later goes on to the end: within the cases of the K-FAC run (mu_t up to 0.991) 0.999, 0.995 and
+0.99 are still one, to two decimals, 0.9 is not, and the grid cannot tell which is the best one. Nor can it tell which
+learning rate is best at those momenta: the next best one goes on to the end too.
 """
 
 from __future__ import annotations
@@ -82,16 +83,16 @@ def fixed(problem: str, batch: int, settings: Mapping[str, Any], folder: Path) -
 
 
 def momenta(largest: float, updates: int) -> tuple[float, ...]:
-    """The momentum of each stage of 250 updates: settings with the same are the same run.
+    """The momentum of each stage of 250 updates: settings with the same are as good as the same run.
 
     Args:
         largest: mu_max.
         updates: How many.
 
     Returns:
-        One number per stage.
+        One number per stage, to two decimals.
     """
-    return tuple(min(scheduled_momentum(t), largest) for t in range(0, updates, 250))
+    return tuple(round(min(scheduled_momentum(t), largest), 2) for t in range(0, updates, 250))
 
 
 def distinct(largest: tuple[float, ...], updates: int) -> dict[float, float]:
@@ -143,7 +144,7 @@ def rivals(folder: Path, problem: str) -> str:
     if len(grid) < 2:
         return ""
     best, other = (grid.iloc[i] for i in range(2))
-    told = f"{best['train_error']:.4g} after {best['step']:.0f} updates of the grid"
+    told = f"after {best['step']:.0f} updates of the grid lr {best['lr']:g}: {best['train_error']:.4g}"
     return f" ({told}, next lr {other['lr']:g}, mu_max {other['momentum']:g}: {other['train_error']:.4g})"
 
 
@@ -162,7 +163,7 @@ def _grid(problem: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any
 
 
 def _best(problem: str, settings: Mapping[str, Any], folder: Path, name: str, bar: tqdm[Any]) -> Tables:
-    """The grid's best setting to the end, and those that were one with it there but are not one run to the end."""
+    """The grid's best setting to the end, with those that were one with it only there, and the next learning rate."""
     grid = read_table(folder / GRID(problem))
     files = (*tables_of(name), f"finalists_{problem}.csv")
     if not grid["train_error"].notna().any():
@@ -172,6 +173,8 @@ def _best(problem: str, settings: Mapping[str, Any], folder: Path, name: str, ba
     tied = grid[(grid["lr"] == best["lr"]) & (grid["same_as"] == best["same_as"])]["momentum"]
     stands = distinct(tuple(tied), updates)
     cells = [(float(best["lr"]), mu) for mu in dict.fromkeys(stands.values())]
+    others = grid[(grid["lr"] != best["lr"]) & grid["train_error"].notna()].sort_values("train_error")
+    cells += [(float(lr), float(mu)) for lr, mu in others[["lr", "momentum"]].to_numpy()[:1]]
     session = Session(home)
     try:
         session.note(now=True)
@@ -183,8 +186,9 @@ def _best(problem: str, settings: Mapping[str, Any], folder: Path, name: str, ba
     finally:
         took = session.end()
     evaluations, steps = recorded(homes[won])
-    same = {mu: " ".join(f"{own:g}" for own in tied if stands[own] == mu) for _, mu in cells}
-    finalists = pd.DataFrame([{"lr": lr, "momentum": mu, "stands_for": same[mu], **ends[lr, mu]} for lr, mu in cells])
+    same = {mu: " ".join(f"{own:g}" for own in tied if stands[own] == mu) for mu in stands.values()}
+    finalists = pd.DataFrame([{"lr": lr, "momentum": mu, **ends[lr, mu]} for lr, mu in cells])
+    finalists["stands_for"] = [same[mu] if lr == best["lr"] else f"{mu:g}" for lr, mu in cells]
     took |= {"data": data_of(problem)[0], "lr": won[0], "momentum": won[1], "status": ends[won]["status"]}
     took |= {"last_step": ends[won]["step"]}
     tables = (joined(recorded(early[won])[0], evaluations), steps.iloc[::10], pd.DataFrame([took]), finalists)

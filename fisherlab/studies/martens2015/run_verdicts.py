@@ -238,4 +238,5 @@ def baseline_told(folder: Path, problem: str) -> str:
     if "lr" not in own:
         return ""
     bound = "; on the grid's bound" if own["lr"] in (max(RATES), min(RATES)) else ""
-    return f"lr {own['lr']:g}, mu_max {own['momentum']:g}{rivals(folder, problem)}{bound}"
+    chosen = f"lr {own['lr']:g}, mu_max {own['momentum']:g}{rivals(folder, problem)}"
+    return f"{chosen}, batches of {PROBLEMS[problem].baseline_batch}{bound}"

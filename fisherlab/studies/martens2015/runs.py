@@ -95,9 +95,10 @@ def fixed(problem: str, method: str, batch: int, settings: Mapping[str, Any], fo
 def one_size(problem: str, method: str, batch: int, settings: Mapping[str, Any]) -> DictConfig:
     """Compose a run with batches of one size; the arguments are those of `fixed`."""
     more = [f"batch_size={batch}", "keep=nothing"]
-    # As the baseline's: iteration 200 is the authors' for the growing batch, and these runs have 300 only.
+    # As the baseline's: iteration 200 is the authors' for the growing batch.
     more += [] if method == "baseline" else ["optimizer.average_from=0"]
-    return configured(problem, method, settings["fixed_iterations"], settings["fixed_every"], *more)
+    steps = settings["fixed_updates"] if method == "baseline" else math.ceil(settings["fixed_cases"] / batch)
+    return configured(problem, method, steps, max(1, round(steps / settings["fixed_evaluations"])), *more)
 
 
 def trained(cfg: DictConfig, problem: str, name: str, home: Path, bar: tqdm[Any]) -> Tables:
