@@ -13,12 +13,14 @@ from tqdm import tqdm
 
 from fisherlab.composition import conf_dir
 from fisherlab.errors import SolveError, UsageError
+from fisherlab.files import write_json
 from fisherlab.optim import KFACMartens
 from fisherlab.studies.martens2015 import baseline, derived, parts, runs
 from fisherlab.studies.martens2015.operations import Products, _per_case
 from fisherlab.studies.martens2015.problems import METHODS, configured
 from fisherlab.studies.martens2015.run_verdicts import TRI, run_claims
 from fisherlab.studies.martens2015.runs import Session, product_rate
+from fisherlab.studies.study import begin
 from fisherlab.training.setup import prepare, resolve
 
 BAR = partial(tqdm, disable=True)
@@ -193,6 +195,19 @@ def test_parts_come_in_the_order_in_which_they_are_wanted(tmp_path):
     assert names[27:29] == [f"mnist, {TRI}, no momentum, batch {size}" for size in (2000, 4000)]
     curves = [i for i, one in enumerate(names) if one.startswith("curves")]
     assert curves == list(range(35, 41))
+
+
+def test_the_batch_without_momentum_may_be_chosen_once_all_sizes_are_made(tmp_path):
+    settings = SCALES["smoke"] | {"problems": ["digits"]}
+    made = parts(settings, tmp_path)
+    record = begin(tmp_path, settings, {})
+    write_json(tmp_path / "study.json", record | {"parts": {part.name: {} for part in made}})
+    other = settings | {"no_momentum_batch": 100}
+    again = parts(other, tmp_path)
+    assert {part.name for part in again} == {part.name for part in made}
+    assert begin(tmp_path, other, {}, again)["settings"]["no_momentum_batch"] == 100
+    with pytest.raises(UsageError, match="was made with iterations=30, not 40"):
+        begin(tmp_path, other | {"iterations": 40}, {}, again)
 
 
 def test_other_threads_than_those_of_the_beginning_are_refused(tmp_path):

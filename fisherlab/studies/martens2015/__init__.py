@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
     found += [*_early(first, settings, folder), *_late(first, settings, folder), *_figure_9(first, settings, folder)]
     for problem in others:
         found += _methods(problem, settings, folder)
-    return found
+    # Which of the sizes is shown without momentum is known only once they are made, and changes none of them.
+    held = tuple(key for key in settings if key != "no_momentum_batch")
+    return [replace(part, settings=held) for part in found]
 
 
 def _check(settings: Mapping[str, Any]) -> None:
