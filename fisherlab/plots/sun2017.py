@@ -147,14 +147,15 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
             curves, path = curves_of(folder, net, method), folder / settled_table(net, method)
             if curves is None or not path.exists():
                 continue
-            clean: Any = pd.read_csv(path).groupby("epoch")["valid_error"]
-            lagging = curves[curves["epoch"].isin(list(clean.groups))].groupby("epoch")["valid_error"]
-            mean, sd = (1 - clean.mean(), clean.std().fillna(0))
+            tables = pd.read_csv(path), curves.assign(epoch=curves["epoch"].round(6))
+            # All seeds, as in the curves: not the mean of those that did not diverge.
+            clean, lagging = (1 - t.pivot(index="epoch", columns="seed", values="valid_error") for t in tables)
+            mean, sd = clean.mean(axis=1, skipna=False), clean.std(axis=1, skipna=False).fillna(0)
             axis.plot(mean, "-o", ms=4, color=COLOURS[method], label=_label(method, curves))
             axis.fill_between(mean.index, mean - sd, mean + sd, alpha=0.15, lw=0, color=COLOURS[method])
-            axis.plot(1 - lagging.mean(), ":", color=COLOURS[method])
+            axis.plot(lagging.reindex(mean.index).mean(axis=1, skipna=False), ":", color=COLOURS[method])
         axis.set(title=TOLD[net], xlabel="epoch", ylabel="validation accuracy (SD shaded)", xscale="log")
-        axis.set_xticks(settings_of(folder)["watch_epochs"], map(str, settings_of(folder)["watch_epochs"]))
+        axis.set_xticks(epochs := settings_of(folder)["watch_epochs"], [f"{epoch}" for epoch in epochs])
         axis.minorticks_off()
     figure.suptitle("normalised by the training set's statistics; dotted: by moving averages", fontsize="medium")
     legend(figure, list(figure.axes))
