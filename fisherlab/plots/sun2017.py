@@ -16,7 +16,7 @@ from fisherlab.studies.study import settings_of
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
 from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
-from fisherlab.studies.sun2017.settled import settled_table
+from fisherlab.studies.sun2017.settled import settled_of
 from fisherlab.studies.sun2017.timing import TABLE, by_round
 from fisherlab.studies.sun2017.watch import LINEAR, UNITWISE, WATCHED, matrices_table
 
@@ -45,7 +45,7 @@ def figures(folder: Path) -> dict[str, Figure]:
         watched = [net for net in settings["nets"] if (folder / matrices_table(net, method)).exists()]
         if watched:
             drawn[f"matrices_{method}"] = _matrices(folder, watched, method)
-    if lagging := [n for n in settings["nets"] if any((folder / settled_table(n, m)).exists() for m in METHODS)]:
+    if lagging := [n for n in settings["nets"] if any(settled_of(folder, n, m) is not None for m in METHODS)]:
         drawn["settled"] = _settled(folder, lagging)
     return drawn
 
@@ -144,10 +144,10 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
     figure = Figure(figsize=(5.5 * len(nets) + 1.5, 3.8), layout="constrained")
     for axis, net in zip(figure.subplots(1, len(nets), squeeze=False).flat, nets, strict=True):
         for method in METHODS:
-            curves, path = curves_of(folder, net, method), folder / settled_table(net, method)
-            if curves is None or not path.exists():
+            curves, table = curves_of(folder, net, method), settled_of(folder, net, method)
+            if curves is None or table is None:
                 continue
-            tables = pd.read_csv(path), curves.assign(epoch=curves["epoch"].round(6))
+            tables = table, curves.assign(epoch=curves["epoch"].round(6))
             # All seeds, as in the curves: not the mean of those that did not diverge.
             clean, lagging = (1 - t.pivot(index="epoch", columns="seed", values="valid_error") for t in tables)
             mean, sd = clean.mean(axis=1, skipna=False), clean.std(axis=1, skipna=False).fillna(0)

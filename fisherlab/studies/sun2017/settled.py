@@ -56,6 +56,22 @@ def settled(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Pa
     return pd.DataFrame(rows, columns=["seed", "epoch", *MEASURES])
 
 
+def settled_of(folder: Path, net: str, method: str) -> Any | None:
+    """Read a method's evaluations by the statistics of the training set.
+
+    Args:
+        folder: The study's.
+        net: A key of `NETS`.
+        method: A key of `METHODS` or `VARIANTS`.
+
+    Returns:
+        The table; None where it is not there, or empty because every learning rate diverged.
+    """
+    path = folder / settled_table(net, method)
+    table = read_table(path) if path.exists() else ()
+    return table if len(table) else None
+
+
 def settled_accuracy(folder: Path, net: str, method: str, split: str = "valid") -> Any | None:
     """Read how accurate a method's runs are at their end, without the lag.
 
@@ -66,10 +82,9 @@ def settled_accuracy(folder: Path, net: str, method: str, split: str = "valid") 
         split: valid or test.
 
     Returns:
-        By seed, at the last epoch that is watched; None where the table is not there.
+        By seed, at the last epoch that is watched; None where there is no table, or no run in it.
     """
-    path = folder / settled_table(net, method)
-    if not path.exists():
+    table = settled_of(folder, net, method)
+    if table is None:
         return None
-    table = read_table(path)
     return 1 - table[table["epoch"] == table["epoch"].max()].set_index("seed")[f"{split}_error"].astype(float)
