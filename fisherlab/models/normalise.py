@@ -78,10 +78,12 @@ def settle(model: nn.Module, x: Tensor) -> None:
     decays = [norm.decay for norm in norms]
     for norm in norms:
         norm.decay = 0.0
-    model.train()(x)
-    for norm, decay in zip(norms, decays, strict=True):
-        norm.decay = decay
-    model.train(training)
+    try:
+        model.train()(x)
+    finally:
+        for norm, decay in zip(norms, decays, strict=True):
+            norm.decay = decay
+        model.train(training)
 
 
 def couples(model: nn.Module) -> bool:

@@ -76,6 +76,14 @@ def test_settled_averages_are_the_statistics_layer_by_layer():
     assert_close(model(x), model.train()(x), 1e-13)
 
 
+def test_a_failed_settling_leaves_decay_and_mode():
+    model = mlp(UNITS, 3, hidden=(4, 6), batch_norm="after", generator=generator(0, "init")).double().eval()
+    with pytest.raises(RuntimeError):
+        settle(model, torch.zeros(5, UNITS + 1, dtype=torch.float64))
+    assert not any(m.training for m in model.modules())
+    assert {m.decay for m in model if isinstance(m, BatchNorm)} == {0.999}
+
+
 def gradients(output, *of):
     weights = torch.randn(output.shape, dtype=output.dtype, generator=generator(1, "test/cotangent"))
     return torch.autograd.grad((output * weights).sum(), of)
