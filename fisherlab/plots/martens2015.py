@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from fisherlab.plots.beside import legend
 from fisherlab.plots.martens2015_matrices import matrix_figures
+from fisherlab.plots.ticks import plain
 from fisherlab.studies.judge import prediction
 from fisherlab.studies.martens2015 import invariance
 from fisherlab.studies.martens2015.gamma import TABLE as GAMMA
@@ -50,7 +51,7 @@ def figures(folder: Path) -> dict[str, Figure]:
     made = [p for p in problems if evaluations(folder, p, TRI, 0) is not None]
     if made:
         batch = settings["no_momentum_batch"]
-        drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds", f"{processor(folder)}, of training")
+        drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds", f"{processor(folder)},\nof training")
         drawn["figure_11"] = _runs(folder, made, batch, "step", "iteration")
         drawn["cases"] = _runs(folder, made, batch, "examples", "training cases processed")
         drawn["seeds"] = _seeds(folder, first, settings)
@@ -152,6 +153,7 @@ def _runs(folder: Path, problems: list[str], batch: int, x: str, told: str) -> F
                     list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)"
                 )
             axis.set(yscale="log", xlabel=told)
+            plain(axis, decades=3)
         tri = evaluations(folder, problem, TRI, 0)
         assert tri is not None
         name = data_name(folder, problem)
@@ -181,6 +183,7 @@ def _seeds(folder: Path, problem: str, settings: dict[str, Any]) -> Figure:
         if official:
             axis.plot(list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)")
         axis.set(yscale="log", xlabel="iteration", title=f"{problem}, growing batch, {which}")
+        plain(axis, decades=3)
     axes[0].set_ylabel("error of the iterate (squared, per case)")
     legend(figure, list(axes))
     return figure
@@ -226,5 +229,6 @@ def _zoom(axis: Axes, runs: list[Any], x: str, limits: tuple[float, float]) -> N
     """Show a range of an axis, as high as the runs' errors in it."""
     inside = pd.concat([run.loc[run[x].between(*limits), "error"] for run in runs])
     axis.set(yscale="log", xlim=limits)
+    plain(axis)
     if len(inside):
         axis.set_ylim(0.9 * inside.min(), 1.1 * inside.max())

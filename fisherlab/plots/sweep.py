@@ -18,9 +18,9 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import LogFormatter
 
 from fisherlab.files import replace
+from fisherlab.plots.ticks import plain
 
 SEEDS = ("seed", "data_seed", "init_seed")  # what tells repeats apart, and is never a colour
 PANELS = 6
@@ -270,7 +270,7 @@ def _finish(
     for axis in axes:
         if wide:
             axis.set_yscale("log")
-            _plain(axis)
+            plain(axis)
         if diverged:
             axis.set_ylim(top=top)
         axis.grid(alpha=0.25, lw=0.6)
@@ -279,18 +279,6 @@ def _finish(
         for cross, size in zip(crosses, np.linspace(12, 6, len(crosses)), strict=True):
             cross.set_markersize(float(size))
     axes[0].set_ylabel(LABELS[quantity])
-
-
-class _Plain(LogFormatter):
-    """Numbers on a log axis as one writes them: 0.1."""
-
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return f"{x:g}" if super().__call__(x, pos) else ""
-
-
-def _plain(axis: Axes) -> None:
-    axis.yaxis.set_major_formatter(_Plain())
-    axis.yaxis.set_minor_formatter(_Plain(minor_thresholds=(1.2, 0.4)))
 
 
 def _legend(figure: Figure, sweep: Sweep, table: pd.DataFrame, colours: dict[str, Any]) -> None:
@@ -346,7 +334,7 @@ def draw_heatmap(sweep: Sweep) -> Figure:
     image = axis.imshow(means, origin="lower", aspect="auto", cmap="viridis", norm=norm)
     bar = figure.colorbar(image, ax=axis, label="final training loss\n(mean nll, nats per example)")
     if logarithmic:
-        _plain(bar.ax)
+        plain(bar.ax)
     for (x, y), cell in cells.items():
         colour = image.cmap(norm(cell["mean"])) if np.isfinite(cell["mean"]) else (0.88, 0.88, 0.88, 1.0)
         _draw_cell(axis, (across.index(x), up.index(y)), cell, colour, len(cells) <= WRITTEN_CELLS)
