@@ -217,6 +217,7 @@ def _batches(folder: Path, problem: str, sizes: list[int]) -> Figure:
         least = min(float(run[x].iloc[-1]) for run in found)
         _zoom(axes[1, column], found, x, (0.5 * least if x == "step" else 0.1 * least, least))
         axes[0, column].set(yscale="log", xlabel=told)
+        plain(axes[0, column], decades=3)
         axes[1, column].set_xlabel(f"{told} (zoomed)")
     for axis in axes[:, 0]:
         axis.set_ylabel(ERROR)
