@@ -157,8 +157,10 @@ def _runs(folder: Path, problems: list[str], batch: int, x: str, told: str) -> F
         tri = evaluations(folder, problem, TRI, 0)
         assert tri is not None
         name = data_name(folder, problem)
-        left.set(xscale="log", ylabel=ERROR, title=f"{name}, seed 0")
-        right.set(xlim=(0, 1.05 * tri[x].iloc[-1]), title=f"{name}, as far as K-FAC goes")
+        left.set(xscale="log", ylabel=ERROR)
+        left.set_title(f"{name}, seed 0", **SMALL)
+        right.set_xlim(0, 1.05 * tri[x].iloc[-1])
+        right.set_title(f"{name}, as far as K-FAC goes", **SMALL)
     legend(figure, list(axes.flat))
     return figure
 
