@@ -9,7 +9,9 @@ import pytest
 from fisherlab.studies.martens2015 import claims
 from fisherlab.studies.martens2015.problems import METHODS
 from fisherlab.studies.martens2015.run_verdicts import BASELINE, DIAGONAL, NO_MOMENTUM, TRI
-from tests.studies.martens2015_tables import NOISE, claim, folder, named, paired, rate_to, run, took, verdict
+from tests.studies.martens2015_tables import NOISE, SETTINGS, claim, folder, named, paired, rate_to, run, took, verdict
+
+STILL = named(NO_MOMENTUM, "batch", SETTINGS["no_momentum_batch"])  # the run without momentum that the claims look at
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_one_run_each_tells_how_many_iterations_fewer(tmp_path, kfac, says):
 def test_one_run_each_tells_what_momentum_is_worth(tmp_path, seconds, told):
     # To the same error in as many steps, of one second and of so many.
     tables = {
-        named(NO_MOMENTUM, "batch", 6000): run(0.01, last=300, seconds=seconds),
+        STILL: run(0.01, last=300, seconds=seconds),
         named(BASELINE, 0): run(0.01, last=1000),
     }
     one = claim(folder(tmp_path, tables), "without momentum K-FAC is not")
@@ -238,7 +240,7 @@ def flat(last=300):
 @pytest.mark.parametrize(
     "tables",
     [
-        {named(NO_MOMENTUM, "batch", 6000): flat(), named(BASELINE, 0): run(0.01)},
+        {STILL: flat(), named(BASELINE, 0): run(0.01)},
         {named(TRI, 0): run(0.01), named(BASELINE, 0): flat()},
         {**paired(1.2, seeds=3), named(TRI, 1): run(0.01, last=50)},
         {named(TRI, "batch", m): flat() if m == 2000 else run(0.01, last=300) for m in (2000, 4000, 6000)},
@@ -265,7 +267,7 @@ def test_more_iterations_are_a_claim_too(tmp_path):
 
 
 def test_a_baseline_that_never_gets_as_far_is_told(tmp_path):
-    tables = {named(NO_MOMENTUM, "batch", 6000): run(0.01, last=300), named(BASELINE, 0): run(0.001, last=1000)}
+    tables = {STILL: run(0.01, last=300), named(BASELINE, 0): run(0.001, last=1000)}
     assert "never as low" in claim(folder(tmp_path, tables), "without momentum K-FAC is not").measured
 
 

@@ -182,17 +182,19 @@ def test_k_fac_draws_each_batch_anew_and_the_baseline_goes_through_the_data(meth
 
 
 def test_parts_come_in_the_order_in_which_they_are_wanted(tmp_path):
-    names = [part.name for part in parts(SCALES["paper"], tmp_path)]
+    settings = SCALES["paper"]
+    names, best = [part.name for part in parts(settings, tmp_path)], settings["no_momentum_batch"]
+    others = [size for size in settings["fixed_batches"] if size != best]
     assert len(names) == len(set(names)) == 41
     wanted = [
         "matrices", "invariance", f"mnist, {TRI}, seed 0", "mnist, improvement against gamma",
         "mnist, block-diagonal, seed 0", "mnist, baseline's grid", "mnist, baseline", "mnist, operations",
-        f"mnist, {TRI}, no momentum, batch 6000", f"mnist, {TRI}, seed 3 to iteration 100",
+        f"mnist, {TRI}, no momentum, batch {best}", f"mnist, {TRI}, seed 3 to iteration 100",
     ]  # fmt: skip
     assert names[:10] == wanted
     assert all("to iteration 100" in one for one in names[9:25])
     assert names[25:27] == [f"mnist, {TRI}, seed {seed}" for seed in (1, 2)]
-    assert names[27:29] == [f"mnist, {TRI}, no momentum, batch {size}" for size in (2000, 4000)]
+    assert names[27:29] == [f"mnist, {TRI}, no momentum, batch {size}" for size in others]
     curves = [i for i, one in enumerate(names) if one.startswith("curves")]
     assert curves == list(range(35, 41))
 
