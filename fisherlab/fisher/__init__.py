@@ -1,10 +1,11 @@
 """The Fisher information: capture, kinds, structures."""
 
 from fisherlab.fisher.blocks import Blocks
-from fisherlab.fisher.capture import Capture, Captured, Inputs
+from fisherlab.fisher.capture import Capture, Captured
 from fisherlab.fisher.diagonal import Diagonal
 from fisherlab.fisher.full import Full
 from fisherlab.fisher.gram import Gram
+from fisherlab.fisher.inputs import Inputs
 from fisherlab.fisher.kinds import Kind, Statistics, statistics
 from fisherlab.fisher.kronecker import Kronecker
 from fisherlab.fisher.layer import LayerBlocks

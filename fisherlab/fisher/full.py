@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fisherlab.fisher.blocks import Blocks
-from fisherlab.fisher.capture import Inputs
+from fisherlab.fisher.inputs import Inputs
 from fisherlab.fisher.kinds import Statistics
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher.capture import Captured, Inputs
+from fisherlab.fisher.capture import Captured
+from fisherlab.fisher.inputs import Inputs
 from fisherlab.likelihood import Likelihood
 from fisherlab.products import summed
 

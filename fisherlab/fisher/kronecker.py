@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.fisher.capture import Inputs, MeanGradient
+from fisherlab.fisher.inputs import Inputs, MeanGradient
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.linalg import (
     INVERSE_FROM,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher.capture import Inputs
+from fisherlab.fisher.inputs import Inputs
 
 LANES = 48  # weight vectors per product: more leave the cache, and of 64 MKL sums the last four in another order
 SPARSE = 0.1  # below this density, the products are kept sparse

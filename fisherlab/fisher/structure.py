@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisherlab.fisher.capture import MeanGradient
+from fisherlab.fisher.inputs import MeanGradient
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.products import summed
 

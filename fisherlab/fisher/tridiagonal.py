@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fisherlab.fisher.capture import MeanGradient
+from fisherlab.fisher.inputs import MeanGradient
 from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.kronecker import Kronecker, factored_damping
 from fisherlab.fisher.linalg import by_lanes, cholesky, eigh

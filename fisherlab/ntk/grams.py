@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher.capture import Capture, Inputs
+from fisherlab.fisher.capture import Capture
+from fisherlab.fisher.inputs import Inputs
 
 
 @dataclass(frozen=True)

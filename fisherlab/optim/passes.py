@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fisherlab.errors import UsageError
-from fisherlab.fisher.capture import Capture, MeanGradient
+from fisherlab.fisher.capture import Capture
+from fisherlab.fisher.inputs import MeanGradient
 from fisherlab.fisher.kinds import Kind
 from fisherlab.fisher.structure import total
 from fisherlab.likelihood import Likelihood

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from fisherlab.errors import UsageError, did_you_mean
 from fisherlab.fisher import STRUCTURES, Captured, Kind, Mixed, Statistics, Structure, statistics
-from fisherlab.fisher.capture import Layer, MeanGradient
+from fisherlab.fisher.capture import Layer
+from fisherlab.fisher.inputs import MeanGradient
 from fisherlab.fisher.kinds import MAX_COLUMNS
 from fisherlab.fisher.linalg import full_precision
 from fisherlab.fisher.mixed import ends
@@ -19,6 +20,9 @@ from fisherlab.fisher.relative import Form, check_relu, relative_statistics
 from fisherlab.likelihood import Likelihood
 from fisherlab.optim.relative import check_used, forms
 from fisherlab.streams import Streams
+
+# What a structure that keeps no moving average goes with.
+WITHOUT_AVERAGE = {"tau1": 1, "ema": 0, "ema_start": "batch", "stats_period": 1, "inverse_period": 1}
 
 
 def _period(name: str, value: int) -> int:
@@ -71,6 +75,21 @@ def _structure(name: str, damping_mode: str | None) -> Structure:
     return STRUCTURES[name](damping_mode)
 
 
+def _check_choices(kind: str, late: bool, ema: float, ema_start: str) -> None:
+    """Refuse a kind that is unknown, and an average that is none."""
+    if kind not in list(Kind):
+        raise UsageError(f"kind={kind!r} is unknown: {did_you_mean(str(kind), Kind)}")
+    if not isinstance(late, bool):
+        raise UsageError(f"late={late!r}: expected true or false")
+    if late and kind != Kind.RELATIVE:
+        raise UsageError(f"late=true does not fit kind={kind}: expected kind=relative, or late=false")
+    if ema_start not in ("batch", "identity"):
+        nearest = did_you_mean(str(ema_start), ("batch", "identity"))
+        raise UsageError(f"ema_start={ema_start!r} is unknown: {nearest}")
+    if not isinstance(ema, (int, float)) or not 0 <= ema < 1:
+        raise UsageError(f"ema={ema!r} is out of range: expected a number in [0, 1)")
+
+
 class Preconditioner:
     """Turns gradients into natural gradients.
 
@@ -120,19 +139,9 @@ class Preconditioner:
         activation: str | None = None,
         zone: Mapping[str, float] | None = None,
     ) -> None:
-        if kind not in list(Kind):
-            raise UsageError(f"kind={kind!r} is unknown: {did_you_mean(str(kind), Kind)}")
-        if not isinstance(late, bool):
-            raise UsageError(f"late={late!r}: expected true or false")
-        if late and kind != Kind.RELATIVE:
-            raise UsageError(f"late=true does not fit kind={kind}: expected kind=relative, or late=false")
+        _check_choices(kind, late, ema, ema_start)
         self.structure_names = (first or structure, structure, last or structure)
         found = [_structure(name, damping_mode) for name in self.structure_names]
-        if ema_start not in ("batch", "identity"):
-            nearest = did_you_mean(str(ema_start), ("batch", "identity"))
-            raise UsageError(f"ema_start={ema_start!r} is unknown: {nearest}")
-        if not isinstance(ema, (int, float)) or not 0 <= ema < 1:
-            raise UsageError(f"ema={ema!r} is out of range: expected a number in [0, 1)")
         self.kind = Kind(kind)
         mixed = len(set(self.structure_names)) > 1
         self.structure_name = ", ".join(self.structure_names) if mixed else structure
@@ -153,16 +162,17 @@ class Preconditioner:
         self._failed: tuple[Tensor, Tensor] | None = None
         self._failed_before: tuple[Tensor, Tensor] | None = None
         self._stale = False
-        if not self.structure.keeps and tau1 != 1:
-            raise UsageError(
-                f"tau1={tau1} does not fit structure={structure}: expected 1, for its basis is the whole batch"
-            )
-        if not self.structure.keeps and (ema or stats_period > 1 or inverse_period > 1 or ema_start == "identity"):
-            raise UsageError(
-                f"structure={structure} keeps no moving average, because its basis is the batch: expected ema=0, "
-                f"ema_start=batch, stats_period=1, inverse_period=1; got ema={ema}, ema_start={ema_start}, "
-                f"stats_period={stats_period}, inverse_period={inverse_period}"
-            )
+        if not self.structure.keeps:
+            self._check_basis()
+
+    def _check_basis(self) -> None:
+        """Refuse what a structure has no use for that keeps no moving average, because its basis is the batch."""
+        for name, only in WITHOUT_AVERAGE.items():
+            if (value := getattr(self, name)) != only:
+                raise UsageError(
+                    f"{name}={value} does not fit structure={self.structure_names[1]}: expected {only}, for its basis "
+                    "is the whole batch, and it keeps no moving average"
+                )
 
     def meet(self, model: nn.Module, layers: Sequence[Layer]) -> None:
         """Get to know the model, before its first step.

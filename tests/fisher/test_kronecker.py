@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fisherlab.fisher import Capture, Kronecker, Statistics
-from fisherlab.fisher.capture import MeanGradient
+from fisherlab.fisher.inputs import MeanGradient
 from fisherlab.fisher.kronecker import factored_damping
 from fisherlab.models import deep_linear, mlp, stack_replicas
 from fisherlab.streams import generator

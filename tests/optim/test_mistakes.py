@@ -61,8 +61,14 @@ def test_bad_values_are_refused_at_construction_by_name(build, value, message):
             lambda m: natural(m, "categorical", structure="gram", damping_mode="factored"),
             "damping_mode='factored' does not fit structure=gram",
         ),
-        (lambda m: natural(m, "categorical", structure="gram", ema=0.9), "structure=gram keeps no moving average"),
-        (lambda m: fisherlab.EFNGD(m, "categorical", stats_period=2), "structure=smaller keeps no moving average"),
+        (
+            lambda m: natural(m, "categorical", structure="gram", ema=0.9),
+            "ema=0.9 does not fit structure=gram: expected 0, ",
+        ),
+        (
+            lambda m: fisherlab.EFNGD(m, "categorical", stats_period=2),
+            "stats_period=2 does not fit structure=smaller: expected 1, ",
+        ),
         (lambda m: fisherlab.KFAC(m, "categorical", tau1=0.4), "tau1=0.4 is no fraction 1/k: the nearest is 1/2, 0.5"),
         (lambda m: fisherlab.EFNGD(m, "categorical", tau1=0.5), "tau1=0.5 does not fit structure=smaller: expected 1"),
         (lambda m: fisherlab.KFAC(m, "categorical", ema_start="zero"), "ema_start='zero' is unknown"),

@@ -59,7 +59,10 @@ def replaced(name: str) -> str:
         ("model=autoencoder target=label likelihood=categorical", r"outputs=10 does not fit an autoencoder"),
         ("optimizer=kfac optimizer.kind=empiricall", r"kind='empiricall' is unknown: did you mean 'empirical'"),
         ("optimizer=kfac optimizer.damping_mode=tracy", r"damping_mode='tracy' does not fit structure=kronecker"),
-        ("optimizer=efngd +optimizer.inverse_period=5", r"gram|smaller.*keeps no moving average"),
+        (
+            "optimizer=efngd +optimizer.inverse_period=5",
+            r"inverse_period=5 does not fit structure=(gram|smaller): expected 1",
+        ),
         ("optimizer=kfac optimizer.inverse_period=0", r"inverse_period=0 is no period"),
         ("dataset.splits={train:9000,test:1}", r"splits=.*does not fit 'digits'"),
         ("dataset=wine dataset.splits={test:100}", r"expected train"),
