@@ -49,6 +49,10 @@ class Mixed(Structure):
         for part, where in self._parts:
             part.check(shapes[where])
 
+    def report(self) -> dict[str, Tensor]:
+        """See `Structure.report`."""
+        return {name: value for part, _ in self._parts for name, value in part.report().items()}
+
     def start_at_identity(self, stats: Statistics) -> None:
         """See `Structure.start_at_identity`."""
         for part, where in self._parts:

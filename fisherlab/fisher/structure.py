@@ -142,6 +142,14 @@ class Structure(ABC):
         """
         raise NotImplementedError
 
+    def report(self) -> dict[str, Tensor]:
+        """What a run should record of the factorisation in use, at every step.
+
+        Returns:
+            By name, [...] each; most structures have nothing to tell.
+        """
+        return {}
+
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint needs: tensors by name, in lists.
 

@@ -15,7 +15,7 @@ from fisherlab.fisher.kinds import Statistics
 from fisherlab.fisher.kronecker import Kronecker, factored_damping
 from fisherlab.fisher.linalg import by_lanes, cholesky, eigh
 from fisherlab.fisher.structure import stacked, total
-from fisherlab.products import product
+from fisherlab.products import product, summed
 
 
 class Link(NamedTuple):
@@ -27,6 +27,7 @@ class Link(NamedTuple):
         k_a: K_1 of Appendix B, which makes A the identity and C = Psi^A A' Psi^A^T the diagonal of s_a.
         k_g: K_2, the same for G and D = Psi^G G' Psi^G^T.
         rest: 1 - s_g s_a^T, [..., out_i, in_i + 1].
+        untied: In how many directions rounding left nothing of it, [...]: there the layer is inverted by itself.
     """
 
     psi_a: Tensor
@@ -34,6 +35,7 @@ class Link(NamedTuple):
     k_a: Tensor
     k_g: Tensor
     rest: Tensor
+    untied: Tensor
 
 
 class KroneckerTridiagonal(Kronecker):
@@ -82,8 +84,14 @@ class KroneckerTridiagonal(Kronecker):
         self._links = []
         for i, (cross_a, cross_g) in enumerate(self._cross):
             (root_a, root_g), (next_a, next_g) = self._prepared[i : i + 2]
-            self._links.append(_link(_half(cross_a, root_a, next_a), _half(cross_g, root_g, next_g)))
+            link, bad = _link(_half(cross_a, root_a, next_a), _half(cross_g, root_g, next_g))
+            self._links.append(link)
+            failed[i] = failed[i] | bad
         return stacked(failed)
+
+    def report(self) -> dict[str, Tensor]:
+        """See `Structure.report`: `untied`, the directions of all layers in which rounding left no tie to the next."""
+        return {"untied": summed([link.untied for link in self._links])} if self._links else {}
 
     def solve_mean(self, gradient: MeanGradient, extra: list[Tensor] | None = None) -> list[Tensor]:
         """See `Structure.solve_mean`."""
@@ -171,7 +179,7 @@ def _cross(stats: Statistics) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def _half(cross: Tensor, root: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _half(cross: Tensor, root: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One factor's share of a link: Psi, K and s.
 
     Args:
@@ -180,21 +188,25 @@ def _half(cross: Tensor, root: Tensor, after: Tensor) -> tuple[Tensor, Tensor, T
         after: Of the next layer's.
 
     Returns:
-        Psi; K with K^T (root root^T) K = I and K^T (Psi cross^T) K = diag(s); and s in [0, 1].
+        Psi; K with K^T (root root^T) K = I and K^T (Psi cross^T) K = diag(s); s in [0, 1]; and where that failed, bool
+        [...].
     """
     lead = torch.broadcast_shapes(cross.shape[:-2], after.shape[:-2])
     psi = torch.cholesky_solve(cross.mT.expand(*lead, *cross.mT.shape[-2:]), after).mT
     c = product(psi, cross.mT)
     half = torch.linalg.solve_triangular(root, c, upper=False)
     middle = torch.linalg.solve_triangular(root, half.mT, upper=False)
-    s, vectors, _ = eigh((middle + middle.mT) / 2)
+    s, vectors, bad = eigh((middle + middle.mT) / 2)
     # Rounding may lead out of [0, 1], where the exact values lie.
-    return psi, torch.linalg.solve_triangular(root.mT, vectors, upper=True), s.clamp(max=1)
+    return psi, torch.linalg.solve_triangular(root.mT, vectors, upper=True), s.clamp(max=1), bad
 
 
-def _link(a: tuple[Tensor, Tensor, Tensor], g: tuple[Tensor, Tensor, Tensor]) -> Link:
+def _link(a: tuple[Tensor, Tensor, Tensor, Tensor], g: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Link, Tensor]:
+    """Both factors' shares, joined; and where either failed."""
     rest = 1 - g[2].unsqueeze(-1) * a[2].unsqueeze(-2)
-    return Link(a[0], g[0], a[1], g[1], torch.where(rest > 0, rest, torch.ones_like(rest)))
+    gone = ~(rest > 0)  # damped, it is positive but for rounding; a lane that failed has no number
+    link = Link(a[0], g[0], a[1], g[1], rest.masked_fill(gone, 1.0), gone.sum((-2, -1)).to(rest.dtype))
+    return link, a[3] | g[3]
 
 
 def _pushed(v: Tensor, link: Link, after: Tensor, sign: float) -> Tensor:

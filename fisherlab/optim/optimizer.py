@@ -193,6 +193,8 @@ class FisherOptimizer(torch.optim.Optimizer):
         if self.record_norms or watched:
             self.vectors.write()
         factors, predicted = self._apply_rule(x, directions)
+        if self.preconditioner is not None:
+            self.report |= self.preconditioner.structure.report()
         ratio = Reduction(self, x, y, loss, factors, predicted) if watched else None
         for _, p, part, scale in self.parts_of_step(factors):
             p.addcmul_(part, scale, value=-1)

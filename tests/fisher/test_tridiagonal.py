@@ -128,6 +128,32 @@ def test_a_singular_factor_is_marked_and_its_neighbours_are_not_disturbed():
     assert_close(solved[0, 2], solved[0, 0], 1e-14)
 
 
+def two_units(cross):
+    """Two layers of one weight each in float32: every factor is 1, and what ties them is given."""
+    one = torch.ones(1, 1)
+    structure = KroneckerTridiagonal()
+    state = {"a": [one, one], "g": [one, one], "cross": [[one * cross, one * cross]]}
+    structure.load(state | {"prepared": [], "links": [], "explicit": False})
+    return structure
+
+
+@pytest.mark.parametrize(("cross", "untied"), [(0.5, 0), (1.0, 1)])
+def test_a_tie_that_rounding_leaves_nothing_of_is_counted(cross, untied):
+    structure = two_units(cross)
+    assert not structure.refresh(number(1e-20)).any()
+    assert structure.report() == {"untied": untied}
+    solved = structure.solve([torch.ones(1, 1), torch.zeros(1, 1)])
+    assert float(solved[0]) == pytest.approx(1 / (1 - cross**4) if not untied else 1)
+    again = two_units(cross)
+    again.load(structure.state())
+    assert again.report() == {"untied": untied}
+
+
+def test_a_tie_that_is_no_number_fails_its_layer():
+    structure = two_units(float("inf"))
+    assert structure.refresh(number(0.1)).tolist() == [True, False]
+
+
 def test_there_is_no_joint_eigenbasis():
     model, _, _ = problem(2, "categorical")
     with pytest.raises(UsageError, match="damping_mode='tikhonov' does not fit structure=kronecker_tridiagonal"):
