@@ -98,8 +98,10 @@ class Effect:
     @property
     def told(self) -> str:
         """Mean, SD and interval, for a claim's columns."""
+        if len(self.values) < 2:
+            return f"one value, no interval, against {self.bound:.3g}"
         low, high = self.interval
-        sd = np.std(self.values, ddof=1) if len(self.values) > 1 else math.nan
+        sd = np.std(self.values, ddof=1)
         apart = f" and {np.std(self.less, ddof=1):.3g} of {len(self.less)} rounds" if len(self.less) > 1 else ""
         return f"SD {sd:.3g}{apart}, 95 % t interval [{low:.3g}, {high:.3g}], against {self.bound:.3g}"
 

@@ -1,5 +1,6 @@
 """Martens and Grosse (2015), verdicts on runs: each flips as the numbers of hand-made tables change."""
 
+import json
 import math
 
 import numpy as np
@@ -88,7 +89,7 @@ LATE = "at iteration 300 to that at 500"
 
 
 @pytest.mark.parametrize(
-    ("share", "expected"), [(0.25, "reproduced"), (0.05, "inconclusive"), (0.5, "inconclusive"), (-0.2, "inconclusive")]
+    ("share", "expected"), [(0.25, "reproduced"), (0.05, "contradicted"), (0.5, "contradicted"), (-0.2, "contradicted")]
 )
 def test_how_many_iterations_fewer(tmp_path, share, expected):
     tables = {}
@@ -111,7 +112,7 @@ def test_a_common_start_does_not_hide_what_comes_later(tmp_path):
         tables |= {named(TRI, seed): tri, named(DIAGONAL, seed): run(slow, last=100)}
     home = folder(tmp_path, tables)
     assert verdict(home, FEWER, RECENT) == "reproduced"
-    assert verdict(home, FEWER, ALL) == "inconclusive"  # 0.15
+    assert verdict(home, FEWER, ALL) == "contradicted"  # 0.15: each range tells of itself
 
 
 def test_later_ranges_are_told_of_the_pair_that_goes_so_far(tmp_path):
@@ -136,8 +137,8 @@ def pairs(ratio, n=10):
     ("tables", "expected"),
     [
         (pairs(0.8), "reproduced"),
-        (pairs(0.6), "inconclusive"),
-        (pairs(1.1), "inconclusive"),
+        (pairs(0.6), "contradicted"),
+        (pairs(1.1), "contradicted"),
         (pairs(1.0), "inconclusive"),
         (pairs(0.8, 9), "inconclusive"),
     ],
@@ -148,13 +149,27 @@ def test_better_per_processor_second_but_moderately(tmp_path, tables, expected):
     assert "processor seconds at one thread" in one.measured
 
 
+def test_seconds_of_two_versions_of_the_code_are_not_compared(tmp_path):
+    home = folder(tmp_path, pairs(0.8))
+    parts = {
+        f"mnist, {method}, seed {seed} to iteration 100": "old" for method in (TRI, DIAGONAL) for seed in range(10)
+    }
+    parts[f"mnist, {TRI}, seed 3 to iteration 100"] = "new"
+    record = json.loads((home / "study.json").read_text())
+    for known, n, expected in ((parts, 9, "inconclusive"), (dict.fromkeys(parts, "old"), 10, "reproduced")):
+        record["parts"] = {name: {"commit": commit} for name, commit in known.items()}
+        (home / "study.json").write_text(json.dumps(record))
+        one = claim(home, "block-tridiagonal K-FAC is only moderately")
+        assert (one.n, one.verdict) == (n, expected)
+
+
 def test_an_inverse_that_never_gets_as_far_is_slower(tmp_path):
     tables = {named(TRI, s): run(0.01 + 1e-5 * s, last=100) for s in range(10)}
     tables |= {named(DIAGONAL, s): run(0.02, last=100) for s in range(10)}
     for table in list(tables)[:10]:
         tables[table]["cpu_seconds"] *= 1.2
     one = claim(folder(tmp_path, tables), "block-tridiagonal K-FAC is only moderately")
-    assert one.verdict == "inconclusive"
+    assert one.verdict == "contradicted"
     assert one.measured.startswith("1.200 of its")
 
 
@@ -282,20 +297,25 @@ def test_updates_after_the_baseline_s_least_error_do_not_count(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "scale", "expected"),
+    ("minutes", "worked", "scale", "expected"),
     [
-        (2.9, "paper", ("reproduced", "reproduced")),
-        (3.1, "paper", ("inconclusive", "reproduced")),
-        (9.1, "paper", ("contradicted", "inconclusive")),
-        (18.1, "paper", ("contradicted", "contradicted")),
-        (18.1, "quick", ("inconclusive", "inconclusive")),
+        (14.9, 14.0, "paper", ("reproduced", "reproduced")),
+        (15.1, 14.9, "paper", ("inconclusive", "reproduced")),
+        (50.0, 15.1, "paper", ("contradicted", "inconclusive")),
+        (90.0, 80.0, "paper", ("contradicted", "contradicted")),
+        (90.0, 80.0, "quick", ("inconclusive", "inconclusive")),
     ],
 )
-def test_time_bars_are_processor_minutes_of_the_slowest(tmp_path, seconds, scale, expected):
-    home = folder(tmp_path, {named(TRI, 0): run(0.01), named(TRI, 1): run(0.01, seconds=seconds)}, scale)
+def test_time_bars_are_of_the_run_on_two_threads(tmp_path, minutes, worked, scale, expected):
+    # Minutes to iteration 300, and what they were with both threads at work all the time.
+    timed = run(0.01, seconds=2 * worked * 60 / 300)
+    timed["seconds"] = minutes * 60 / 300 * timed["step"]
+    home = folder(tmp_path, {named(TRI, 0): run(0.01, seconds=1e-3), named(TRI, "two_threads"): timed}, scale)
     found = [claim(home, f"iteration {k} within {m} minutes of computing") for k, m in ((300, 15), (500, 75))]
     assert tuple(one.verdict for one in found) == expected
-    assert found[0].measured.startswith(f"{300 * seconds / 60:.1f} processor minutes")
+    assert found[0].measured == f"{minutes:.1f} minutes"
+    (home / named(TRI, "two_threads")).unlink()
+    assert claim(home, "iteration 300 within") is None
 
 
 @pytest.mark.parametrize(

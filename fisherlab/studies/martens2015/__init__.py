@@ -38,8 +38,8 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
 
     Returns:
         The matrices; the invariance; the first problem's methods, Figure 7 and its seeds; its Figure 9, which tells the
-        others' batch without momentum; the other problems. What reads the checkpoint of a run comes right behind it,
-        for git does not keep runs.
+        others' batch without momentum; its time on two threads; the other problems. What reads the checkpoint of a run
+        comes right behind it, for git does not keep runs.
 
     Raises:
         UsageError: If the settings do not fit, or other threads than those that the study was begun with.
@@ -50,6 +50,7 @@ def parts(settings: Mapping[str, Any], folder: Path) -> list[Part]:
     whole, *methods = _methods(first, settings, folder)
     found = [matrices.part(settings), invariance.part(settings), whole, gamma.part(first, settings, folder), *methods]
     found += [*_early(first, settings, folder), *_late(first, settings, folder), *_figure_9(first, settings, folder)]
+    found.append(runs.timed(first, TRI, settings, folder))
     for problem in others:
         found += _methods(problem, settings, folder)
     # Which of the sizes is shown without momentum is known only once they are made, and changes none of them.

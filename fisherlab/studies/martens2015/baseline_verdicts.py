@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fisherlab.studies.martens2015.problems import AVERAGED_FIXED, BASELINE_TOLD, DRAWN, KFAC_TOLD
+from fisherlab.studies.martens2015.problems import AVERAGED_FIXED, DRAWN, kfac_told, nag_told
 from fisherlab.studies.martens2015.run_verdicts import BASELINE, NO_MOMENTUM, TRI, baseline_told, where
 from fisherlab.studies.martens2015.tables import at, data_name, early_end, evaluations, processor, reached
 from fisherlab.studies.study import Claim
@@ -38,13 +38,15 @@ def baseline_claims(folder: Path, settings: dict[str, Any]) -> Iterator[Claim]:
     for problem in settings["problems"]:
         tri, baseline = (evaluations(folder, problem, method, 0) for method in (TRI, BASELINE))
         without = evaluations(folder, problem, NO_MOMENTUM, "batch", batch)
-        against = f"{BASELINE_TOLD}, {baseline_told(folder, problem)}"
+        against = f"{nag_told(problem)}, {baseline_told(folder, problem)}"
         if tri is not None and baseline is not None:
             ends = early_end(folder, (problem, TRI, 0), (problem, BASELINE, 0))
             yield _orders(f"{where(folder, problem)}; {against}{ends}", tri, baseline, settings)
         if without is not None and baseline is not None:
             ends = early_end(folder, (problem, NO_MOMENTUM, "batch", batch), (problem, BASELINE, 0))
-            setting = f"{data_name(folder, problem)}, batches of {batch}; {KFAC_TOLD}, {AVERAGED_FIXED}, {DRAWN}"
+            setting = (
+                f"{data_name(folder, problem)}, batches of {batch}; {kfac_told(problem)}, {AVERAGED_FIXED}, {DRAWN}"
+            )
             setting += f"; {against}{ends}"
             yield _without_momentum(setting, processor(folder), without, baseline)
     yield from _batches(folder, settings["problems"][0], settings["fixed_batches"])
@@ -99,9 +101,9 @@ def _batches(folder: Path, problem: str, sizes: list[int]) -> Iterator[Claim]:
             continue  # one of them never got below its first error
         whole = _power(runs, sizes, math.inf, level)
         spans = ["{:.0f} to {:.0f}".format(*(reached(r, e, "step") for e in (LATE * level, level))) for r in runs]
-        own = f"{KFAC_TOLD}, {AVERAGED_FIXED}, {DRAWN}"
+        own = f"{kfac_told(problem)}, {AVERAGED_FIXED}, {DRAWN}"
         if method == BASELINE:
-            own = f"{BASELINE_TOLD}, {baseline_told(folder, problem)}, the same with all sizes"
+            own = f"{nag_told(problem)}, {baseline_told(folder, problem)}, the same with all sizes"
         ends = early_end(folder, *((problem, method, "batch", m) for m in sizes))
         yield Claim(
             f"{method}: {told}", "Section 13, Figure 9",

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import torch
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from fisherlab.data import load_dataset
 from fisherlab.fisher.capture import Capture
 from fisherlab.fisher.kinds import Kind, statistics
+from fisherlab.fisher.kronecker import Kronecker
 from fisherlab.fisher.tridiagonal import KroneckerTridiagonal
 from fisherlab.likelihood import Categorical
 from fisherlab.models import mlp
@@ -27,6 +28,7 @@ from fisherlab.optim import KFACMartens
 from fisherlab.streams import generator
 from fisherlab.studies.study import Part, Tables
 
+K = TypeVar("K", bound=Kronecker)
 SIDE, HIDDEN = 16, (20, 20, 20, 20, 20)
 MIDDLE = slice(1, 5)  # layers: those from 20 units to 20
 GOOD, MOST = 0.05, 60  # training error at which the net counts as partially trained, and the most steps
@@ -225,37 +227,38 @@ def matrices(m: Moments, gamma: float) -> dict[str, Tensor]:
     """
     layers, inputs, outputs = m.mean.shape[0], m.mean.shape[1], m.g.shape[1]
     tilde = _square(_products(m.a, m.g))
-    structure = tridiagonal(m, gamma)
+    structure, diagonal = factorised(m, gamma, KroneckerTridiagonal()), factorised(m, gamma, Kronecker())
     damped = _products(m.a, m.g)
     for i in range(layers):
         a, g = (root @ root.mT for root in structure.state()["prepared"][i])
         damped[i, :, :, i] = torch.einsum("ij,op->iojp", a, g)
     own = _square(damped)
-    block = own * torch.block_diag(*[torch.ones(inputs * outputs, inputs * outputs)] * layers).to(own)
     size = (layers, inputs, outputs)
+    block_inverse = _columns(diagonal.solve, size)
     return {
         "F": _square(m.fisher),
         "F tilde": tilde,
         "F tilde, damped": own,
         "F tilde, inverse": torch.linalg.inv(own),
-        "block-diagonal": block,
-        "block-diagonal, inverse": torch.linalg.inv(block),
+        "block-diagonal": torch.linalg.inv(block_inverse),
+        "block-diagonal, inverse": block_inverse,
         "block-tridiagonal": _columns(structure.damped_matvec, size),
         "block-tridiagonal, inverse": _columns(structure.solve, size),
     }
 
 
-def tridiagonal(m: Moments, gamma: float) -> KroneckerTridiagonal:
-    """Give the moments to the structure that the optimizer uses.
+def factorised(m: Moments, gamma: float, structure: K) -> K:
+    """Give the moments to a structure that the optimizer uses.
 
     Args:
         m: The moments.
         gamma: The damping of its factors.
+        structure: Empty.
 
     Returns:
         The structure, factorised.
     """
-    structure, layers = KroneckerTridiagonal(), range(m.mean.shape[0])
+    layers = range(m.mean.shape[0])
     own = {"a": [m.a[i, :, i] for i in layers], "g": [m.g[i, :, i] for i in layers]}
     pairs = list(pairwise(layers))
     cross = {"cross": [[m.a[i, :, j], m.g[i, :, j]] for i, j in pairs]}

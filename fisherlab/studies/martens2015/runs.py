@@ -7,7 +7,8 @@ import io
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from fisherlab.studies.memory import forget_peak, peak
 from fisherlab.studies.study import Part, Tables, read_table
 
 MATRIX, REPEATS = 2000, 5  # of the machine's own rate
+TIMED, TIMED_THREADS, TIMED_EVERY = "two_threads", 2, 100  # name, threads, and steps between its evaluations
 MEASURES = ["step", "examples", "seconds", "train_loss", "train_error", "test_error", "average_error", "objective"]
 MEASURES += ["cpu_seconds"]
-RECIPE = ["step", "loss", "damping", "rho", "alpha", "mu", "model_change", "gamma"]
+RECIPE = ["step", "loss", "damping", "rho", "alpha", "mu", "model_change", "gamma", "untied"]
 
 
 def tables_of(name: str) -> tuple[str, ...]:
@@ -72,6 +74,34 @@ def grown(
     cfg = configured(problem, method, steps, settings["every"], *more)
     told = f"{problem}, {method}, seed {seed}" + (f" to iteration {stop}" if stop else "")
     return part(told, problem, label(problem, method, seed), cfg, folder)
+
+
+def timed(problem: str, method: str, settings: Mapping[str, Any], folder: Path) -> Part:
+    """The first run once more, on two threads: what it takes where nothing runs beside it.
+
+    Args:
+        problem: A key of `PROBLEMS`.
+        method: A key of `METHODS`.
+        settings: The scale's.
+        folder: The study's.
+
+    Returns:
+        The part.
+    """
+    steps = settings["iterations"]
+    more = [*growing(problem, steps), f"threads={TIMED_THREADS}", "keep=nothing"]
+    cfg, name = configured(problem, method, steps, min(TIMED_EVERY, steps), *more), label(problem, method, TIMED)
+    made = part(f"{problem}, {method}, two threads", problem, name, cfg, folder)
+    return replace(made, make=partial(_on_threads, TIMED_THREADS, made.make))
+
+
+def _on_threads(threads: int, make: Callable[[tqdm[Any]], Tables], bar: tqdm[Any]) -> Tables:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return make(bar)
+    finally:
+        torch.set_num_threads(before)
 
 
 def fixed(problem: str, method: str, batch: int, settings: Mapping[str, Any], folder: Path) -> Part:

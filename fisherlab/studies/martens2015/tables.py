@@ -71,6 +71,14 @@ def threads_of(folder: Path) -> int | None:
     return found
 
 
+def commit(folder: Path, problem: str, method: str, seed: int) -> str | None:
+    """Which version of the code trained a run with the growing batch; None where the study's record does not tell."""
+    parts = json.loads((folder / RECORD).read_text()).get("parts", {})
+    name = f"{problem}, {method}, seed {seed}"
+    found = [part["commit"] for told, part in parts.items() if told.partition(" to iteration")[0] == name]
+    return found[0] if found else None
+
+
 def processor(folder: Path) -> str:
     """What its seconds are, in words."""
     threads = threads_of(folder) or 1
