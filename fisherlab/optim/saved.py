@@ -15,7 +15,7 @@ from fisherlab.optim.state import copied
 if TYPE_CHECKING:
     from fisherlab.optim.optimizer import FisherOptimizer
 
-FORMAT = 3
+FORMAT = 4
 
 
 def describe(optimizer: FisherOptimizer) -> dict[str, Any]:
