@@ -21,6 +21,24 @@ def theta(model):
     return flatten(model, dict(model.named_parameters())).detach().clone()
 
 
+def watch(optimizer, tell):
+    """Tell of every candidate for the step: what it was made from, and what came of it."""
+    own = optimizer.quadratic._try
+
+    def tried(*args):
+        trial = own(*args)
+        tell(args, trial)
+        return trial
+
+    optimizer.quadratic._try = tried
+
+
+def inverse_in_use(optimizer):
+    """All tensors that a solve takes, of the factors and of what ties them."""
+    state = optimizer.preconditioner.structure.state()
+    return [t for name in ("prepared", "links") for parts in state.get(name, []) for t in parts]
+
+
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("structure", ["kronecker", "kronecker_tridiagonal"])
 def test_alpha_and_mu_minimise_the_twin_s_model(likelihood, structure):
@@ -41,6 +59,29 @@ def test_alpha_and_mu_minimise_the_twin_s_model(likelihood, structure):
             assert abs(direction @ (g + b @ delta)) < 1e-9 * abs(g @ delta)
         assert_close(optimizer.report["model_change"], g @ delta + 0.5 * delta @ b @ delta, 1e-9)
         steps.append(delta)
+    assert optimizer.report["mu"] != 0
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_with_half_the_batch_for_f_alpha_mu_and_m_are_those_of_every_second_example(likelihood):
+    model, (x, y) = model_of("dense"), batch_of(likelihood, batch=7)
+    options = {"damping": 0.7, "damping_start": None, "gamma_search": False, "tau2": 0.5}
+    optimizer = KFACMartens(model, likelihood, **SMALL | options)
+    directions, last = [], []
+    watch(optimizer, lambda args, _: directions.append(-flatten(model, optimizer.by_name(args[2]))))
+    for _ in range(3):
+        before = theta(model)
+        g = Twin(model, likelihood, x, y).gradient + 0.01 * before  # the gradient is of the whole batch
+        b = Twin(model, likelihood, x[::2], y[::2]).fisher("exact") + (0.7 + 0.01) * torch.eye(len(g), dtype=g.dtype)
+        optimizer.step(x, y)
+        z = torch.stack([directions[-1], *last], -1)
+        c = torch.linalg.solve(z.mT @ b @ z, -z.mT @ g)
+        delta = z @ c
+        assert_close(optimizer.report["alpha"], c[0], 1e-9)
+        assert_close(optimizer.report["mu"], c[1:].sum(), 1e-9)
+        assert_close(optimizer.report["model_change"], g @ delta + 0.5 * delta @ b @ delta, 1e-9)
+        assert_close(theta(model) - before, delta, 1e-9)
+        last = [delta]
     assert optimizer.report["mu"] != 0
 
 
@@ -92,26 +133,24 @@ def test_gamma_has_three_candidates_a_floor_and_a_cap():
     assert [step for step in range(60) if search.due(step)] == [19, 39, 59]
 
 
-def test_the_best_gamma_wins_and_its_inverse_is_kept():
+@pytest.mark.parametrize("structure", ["kronecker", "kronecker_tridiagonal"])
+def test_the_best_gamma_wins_and_its_inverse_is_kept(structure):
     model, (x, y) = model_of("dense"), batch_of("categorical")
-    optimizer = KFACMartens(model, "categorical", **SMALL)
+    optimizer = KFACMartens(model, "categorical", structure=structure, **SMALL)
     for _ in range(19):
         optimizer.step(x, y)
-    tried, own = [], optimizer.quadratic._try
-
-    def watched(*args):
-        tried.append(own(*args))
-        return tried[-1]
-
-    optimizer.quadratic._try = watched
+    tried = []
+    watch(optimizer, lambda _, trial: tried.append(trial))
     optimizer.step(x, y)
     assert len(tried) == 3
     best = min(tried, key=lambda t: float(t.predicted))
+    assert best is not tried[-1], "the last one tried is in place anyway"
     assert optimizer.report["gamma"] == best.gamma == optimizer.quadratic.gamma.now
     assert_same_bits(optimizer.report["model_change"], best.predicted)
-    for kept, now in zip(best.kept["prepared"], optimizer.preconditioner.structure.state()["prepared"], strict=True):
-        for a, b in zip(kept, now, strict=True):
-            assert_same_bits(a, b)
+    kept, pre = inverse_in_use(optimizer), optimizer.preconditioner
+    pre.structure.refresh(best.gamma.square(), pre.inverse_period)
+    for a, b in zip(kept, inverse_in_use(optimizer), strict=True):
+        assert_same_bits(a, b)
 
 
 def failing(optimizer, *calls):
@@ -135,8 +174,7 @@ def at_the_search(*calls, trials=None):
     for _ in range(19):
         optimizer.step(x, y)
     failing(optimizer, *calls)
-    own = optimizer.quadratic._try
-    optimizer.quadratic._try = lambda *args: (trials.append(own(*args)), trials[-1])[1]
+    watch(optimizer, lambda _, trial: trials.append(trial))
     optimizer.step(x, y)
     return optimizer
 
@@ -221,9 +259,10 @@ def test_what_is_reported_has_the_replica_axes_from_the_first_step_on():
         assert {value.shape for value in optimizer.report.values()} == {(1, 2)}
 
 
-def test_a_state_goes_on_bit_for_bit():
+@pytest.mark.parametrize("structure", ["kronecker", "kronecker_tridiagonal"])
+def test_a_state_goes_on_bit_for_bit(structure):
     (x, y), models = batch_of("categorical"), [model_of("dense") for _ in range(2)]
-    first, second = (KFACMartens(model, "categorical", **SMALL) for model in models)
+    first, second = (KFACMartens(model, "categorical", structure=structure, **SMALL) for model in models)
     for _ in range(22):
         first.step(x, y)
     models[1].load_state_dict(models[0].state_dict())

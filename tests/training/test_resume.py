@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from fisherlab.errors import UsageError
 from fisherlab.training import checkpoint
-from fisherlab.training.run import resume, train
+from fisherlab.training.run import Watch, resume, train
 from tests.training.conftest import config, start, tables
 
 OPTIMIZERS = {
@@ -64,6 +64,24 @@ def test_sigkill_and_resume_give_the_same_tables(tmp_path, name):
     assert tables(killed) == tables(whole)
     assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())
     final = [torch.load(f / "checkpoint.pt", weights_only=True)["model"] for f in (whole, killed)]
+    assert all(torch.equal(final[0][k], final[1][k]) for k in final[0])
+
+
+@pytest.mark.parametrize("name", ["kfac_martens", "kfac_tridiag"])
+def test_the_recipe_interrupted_and_resumed_gives_the_same_tables(tmp_path, name):
+    overrides = [f"optimizer={name}", "optimizer.average_from=7", "steps=45", "evaluate_every=5"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def until(step: int) -> Watch:
+        return lambda trainer: setattr(trainer, "signalled", trainer.step >= step)
+
+    _train(overrides, whole)
+    train(config(*overrides), cut, watch=until(10))  # gamma is searched at steps 20 and 40: before that,
+    resume(cut, watch=until(25))  # and with the winner's inverse
+    assert torch.load(cut / "checkpoint.pt", weights_only=True)["step"] == 25
+    resume(cut)
+    assert tables(cut) == tables(whole)
+    final = [torch.load(f / "checkpoint.pt", weights_only=True)["model"] for f in (whole, cut)]
     assert all(torch.equal(final[0][k], final[1][k]) for k in final[0])
 
 
