@@ -145,15 +145,19 @@ def histogram_grid(
     return figure
 
 
-def legend(figure: Figure, axes: Sequence[Any], title: str | None = None, order: Sequence[str] = ()) -> None:
-    """One legend for all panels, on the right, each label once.
+def legend(
+    figure: Figure, axes: Sequence[Any], title: str | None = None, order: Sequence[str] = (), columns: int = 0
+) -> None:
+    """One legend for all panels, on the right or below them, each label once.
 
     Args:
         figure: The figure.
         axes: Its panels.
         title: Of the legend.
         order: Labels that come first, in this order; the others follow as they are met.
+        columns: Of a legend below the panels; 0 for one on the right.
     """
+    place: Any = "outside lower center" if columns else "outside right center"
     found = {name: h for axis in axes for h, name in zip(*axis.get_legend_handles_labels(), strict=True)}
     found = {name: found[name] for name in [*(n for n in order if n in found), *found]}
-    figure.legend(found.values(), found.keys(), loc="outside right center", title=title, frameon=False)
+    figure.legend(found.values(), found.keys(), loc=place, title=title, ncols=columns or 1, frameon=False)

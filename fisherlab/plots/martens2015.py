@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +19,8 @@ from fisherlab.studies.judge import prediction
 from fisherlab.studies.martens2015 import invariance
 from fisherlab.studies.martens2015.gamma import TABLE as GAMMA
 from fisherlab.studies.martens2015.problems import METHODS, PROBLEMS
-from fisherlab.studies.martens2015.tables import data_name, evaluations, processor, steps
+from fisherlab.studies.martens2015.runs import MATRIX
+from fisherlab.studies.martens2015.tables import at, data_name, evaluations, processor, steps, took
 
 TRI, DIAGONAL, NO_MOMENTUM, BASELINE = METHODS
 LOOK: dict[str, dict[str, Any]] = {
@@ -27,6 +30,10 @@ LOOK: dict[str, dict[str, Any]] = {
     BASELINE: {"color": "0.35", "ls": ":"},
 }
 ERROR = "training error (squared, per case)"
+PALE: dict[str, Any] = {"lw": 3, "alpha": 0.4, "ls": "-", "label": DIAGONAL}
+WHICH = {"train_error": "training", "test_error": "test"}
+INTERVAL = "95 % prediction interval of one more run, block-tridiagonal"
+FEW = 3  # runs, of fewer no interval is drawn
 SMALL: dict[str, Any] = {"fontsize": "medium"}
 
 
@@ -51,9 +58,10 @@ def figures(folder: Path) -> dict[str, Figure]:
     made = [p for p in problems if evaluations(folder, p, TRI, 0) is not None]
     if made:
         batch = settings["no_momentum_batch"]
-        drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds", f"{processor(folder)},\nof training")
-        drawn["figure_11"] = _runs(folder, made, batch, "step", "iteration")
-        drawn["cases"] = _runs(folder, made, batch, "examples", "training cases processed")
+        drawn["figure_10"] = _runs(folder, made, batch, "cpu_seconds")
+        drawn["figure_11"] = _runs(folder, made, batch, "step")
+        drawn["cases"] = _runs(folder, made, batch, "examples")
+    if first in made:
         drawn["seeds"] = _seeds(folder, first, settings)
     if evaluations(folder, first, TRI, "batch", settings["fixed_batches"][0]) is not None:
         drawn["figure_9"] = _batches(folder, first, settings["fixed_batches"])
@@ -114,19 +122,20 @@ def _recipe(tri: Any, diagonal: Any | None, problem: str) -> Figure:
     )  # fmt: skip
     axes = list(figure.subplots(2, 3, sharex=True).flat)
     for axis, (column, name, scale) in zip(axes, panels, strict=True):
-        for method, run in ((TRI, tri), (DIAGONAL, diagonal)):
+        # Where they agree, the wide pale line is seen on both sides of the thin one.
+        for run, look in ((diagonal, LOOK[DIAGONAL] | PALE), (tri, LOOK[TRI] | {"lw": 0.9, "label": TRI})):
             if run is not None and column in run:
                 values = (-run[column] if column == "model_change" else run[column]).dropna()
-                axis.plot(values.index, values, label=method, lw=1.1, **LOOK[method])
+                axis.plot(values.index, values, **look)
         axis.set(ylabel=name, yscale=scale)
     axes[2].set_ylim(-0.2, 2)
     if problem == "mnist":
-        axes[0].plot([6], [116.07], "k*", ms=10, label="authors' log")
+        axes[0].plot([6], [116.07], "k*", ms=10, label="authors' log (lambda: set by iteration 5, used in 6)")
         axes[1].plot([20, 40], [12.247] * 2, "k*", ms=10)
     for axis in axes[3:]:
         axis.set_xlabel("iteration")
     figure.suptitle(f"{problem}, growing batch, seed 0", **SMALL)
-    legend(figure, axes)
+    legend(figure, axes, columns=3)
     return figure
 
 
@@ -137,74 +146,118 @@ def _curve(axis: Axes, run: Any | None, x: str, method: str, **look: Any) -> Non
     axis.plot(rows[x], rows["error"], **(LOOK[method] | {"label": method, "lw": 1.4} | look))
 
 
-def _runs(folder: Path, problems: list[str], batch: int, x: str, told: str) -> Figure:
+def _runs(folder: Path, problems: list[str], batch: int, x: str) -> Figure:
     """Figures 10 and 11: error of all methods, a row per problem; on the right the part that K-FAC needs."""
-    figure = Figure(figsize=(10.5, 3.3 * len(problems)), layout="constrained")
+    figure = Figure(figsize=(9, 3.6 * len(problems) + 0.6), layout="constrained")
     axes = figure.subplots(len(problems), 2, squeeze=False)
+    names = {BASELINE: (0,), DIAGONAL: (0,), TRI: (0,), NO_MOMENTUM: ("batch", batch)}
     for (left, right), problem in zip(axes, problems, strict=True):
+        runs: dict[str, Any] = {m: evaluations(folder, problem, m, *rest) for m, rest in names.items()}
         for axis in (left, right):
-            for method in (BASELINE, DIAGONAL, TRI):
-                _curve(axis, evaluations(folder, problem, method, 0), x, method)
-            without = evaluations(folder, problem, NO_MOMENTUM, "batch", batch)
-            _curve(axis, without, x, NO_MOMENTUM, label=f"{NO_MOMENTUM} (batches of {batch})")
-            official = {k: v for k, v in PROBLEMS[problem].official.items() if k}
-            if x == "step" and official:
-                axis.plot(
-                    list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)"
-                )
-            axis.set(yscale="log", xlabel=told)
+            _methods(axis, runs, x, batch, PROBLEMS[problem].official)
+            axis.set(yscale="log", xlabel=_across(folder, problem, x))
             plain(axis, decades=3)
-        tri = evaluations(folder, problem, TRI, 0)
-        assert tri is not None
-        name = data_name(folder, problem)
+        machine = _machine([took(folder, problem, m, *rest) for m, rest in names.items()]) if x == "cpu_seconds" else ""
         left.set(xscale="log", ylabel=ERROR)
-        left.set_title(f"{name}, seed 0", **SMALL)
-        right.set_xlim(0, 1.05 * tri[x].iloc[-1])
-        right.set_title(f"{name}, as far as K-FAC goes", **SMALL)
-    legend(figure, list(axes.flat))
+        left.set_title(f"{data_name(folder, problem)}, seed 0{machine}", **SMALL)
+        right.set_xlim(0, 1.05 * runs[TRI][x].iloc[-1])
+        right.set_title(f"{data_name(folder, problem)}, as far as K-FAC goes", **SMALL)
+    legend(figure, list(axes.flat), columns=2)
     return figure
+
+
+def _machine(runs: list[dict[str, Any]]) -> str:
+    """How fast it was: problems may have run on different processors."""
+    rates = [run["product_rate"] for run in runs if "product_rate" in run]
+    return f"\n({MATRIX} x {MATRIX} products: {np.median(rates):.0f} GFLOP/s)" if rates else ""
+
+
+def _across(folder: Path, problem: str, x: str) -> str:
+    """Name an axis; an iteration is not as many cases in all methods."""
+    return {
+        "cpu_seconds": f"{processor(folder)}, of training",
+        "step": f"iteration (the baseline's: of {PROBLEMS[problem].baseline_batch} cases)",
+        "examples": "training cases processed",
+    }[x]
+
+
+def _methods(axis: Axes, runs: dict[str, Any], x: str, batch: int, official: Mapping[int, float]) -> None:
+    """The curves of a panel, a dot per evaluation: what is straight between two of them is no measurement."""
+    told = {BASELINE: "", NO_MOMENTUM: f" (batches of {batch})"}
+    for method, run in runs.items():
+        _curve(axis, run, x, method, label=method + told.get(method, " (growing batch)"), marker="o", ms=2)
+    if x == "step":
+        _log(axis, {step: value for step, value in official.items() if step})
+
+
+def _log(axis: Axes, official: Mapping[int, float]) -> None:
+    if official:
+        axis.plot(list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)")
 
 
 def _seeds(folder: Path, problem: str, settings: dict[str, Any]) -> Figure:
-    """The runs over seeds, and where one more would lie, beside the authors' numbers: training and test error."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    panels = (
-        ("train_error", "training", PROBLEMS[problem].official),
-        ("test_error", "test", PROBLEMS[problem].official_test),
-    )
-    for axis, (column, which, official) in zip(axes, panels, strict=True):
-        for method in (DIAGONAL, TRI):
-            found = [evaluations(folder, problem, method, seed) for seed in range(settings["early_seeds"])]
-            runs = [run.assign(error=run[column]) for run in found if run is not None]
-            for i, run in enumerate(runs):
-                look = LOOK[method] | {"lw": 0.8, "label": None if i else method}
-                axis.plot(run["step"], run["error"], **look)  # from iteration 0 on, where the authors' log begins
-            if method == TRI:
-                _interval(axis, [run.set_index("step")["error"] for run in runs], LOOK[method]["color"])
-        if official:
-            axis.plot(list(official), list(official.values()), "k*", ms=10, label="authors' log (block-tridiagonal)")
-        axis.set(yscale="log", xlabel="iteration", title=f"{problem}, growing batch, {which}")
-        plain(axis, decades=3)
+    """The runs over seeds, training and test error, and where one more would lie; both by the authors' numbers."""
+    logs = {"train_error": PROBLEMS[problem].official, "test_error": PROBLEMS[problem].official_test}
+    compared = any(logs.values())
+    figure = Figure(figsize=(12 if compared else 8, 4.4), layout="constrained")
+    axes = list(figure.subplots(1, 2 + compared))
+    axes[1].sharey(axes[0])
+    runs: dict[str, list[Any]] = {}
+    for method in (DIAGONAL, TRI):
+        found = [evaluations(folder, problem, method, seed) for seed in range(settings["early_seeds"])]
+        runs[method] = [run for run in found if run is not None]
+    for axis, (column, log) in zip(axes, logs.items(), strict=False):
+        _errors(axis, runs, column)
+        _log(axis, log)
+        axis.set_title(f"{problem}, growing batch, {WHICH[column]}", **SMALL)
     axes[0].set_ylabel("error of the iterate (squared, per case)")
-    legend(figure, list(axes))
+    if compared:
+        _ratios(axes[2], runs[TRI], logs)
+    legend(figure, axes, columns=2)
     return figure
 
 
+def _errors(axis: Axes, runs: dict[str, list[Any]], column: str) -> None:
+    for method, own in runs.items():
+        for run in own:  # from iteration 0 on, where the authors' log begins
+            axis.plot(run["step"], run[column], **LOOK[method], lw=0.8, label=method)
+    _interval(axis, [run.set_index("step")[column] for run in runs[TRI]], LOOK[TRI]["color"])
+    axis.set(yscale="log", xlabel="iteration")
+    plain(axis, decades=3)
+
+
 def _interval(axis: Axes, runs: list[Any], colour: Any) -> None:
-    """Where one more run would lie, wherever three or more have been evaluated."""
+    """Where one more run would lie: a band of its own wherever it rests on more or fewer runs."""
     errors = pd.concat(runs, axis=1)
-    enough = errors[errors.notna().sum(axis=1) >= 3]
-    if len(enough):
-        bounds = [prediction(row.dropna().tolist()) for _, row in enough.iterrows()]
-        low, high = zip(*bounds, strict=True)
-        told = f"95 % prediction interval, {TRI}"
-        axis.fill_between(enough.index, low, high, label=told, color=colour, alpha=0.2, lw=0)
+    counts = errors.notna().sum(axis=1)
+    bands = (counts != counts.shift()).cumsum()
+    for _, part in errors[counts >= FEW].groupby(bands):
+        low, high = zip(*(prediction(row.dropna().tolist()) for _, row in part.iterrows()), strict=True)
+        axis.fill_between(part.index, low, high, label=INTERVAL, color=colour, alpha=0.2, lw=0)
+
+
+def _ratios(axis: Axes, runs: list[Any], logs: Mapping[str, Mapping[int, float]]) -> None:
+    """Each seed's error by the log's, wherever the log has one after the start."""
+    colour = LOOK[TRI]["color"]
+    ticks: list[str] = []
+    for column, step, value in ((c, step, value) for c, log in logs.items() for step, value in log.items() if step):
+        found = [error / value for run in runs if (error := at(run, step, column)) is not None]
+        across = len(ticks) + np.linspace(-0.2, 0.2, len(found))
+        axis.plot(across, found, "o", color=colour, ms=4, label=f"{TRI}, one seed")
+        if len(found) >= FEW:
+            low, high = prediction(found)
+            axis.bar(len(ticks), high - low, 0.7, low, color=colour, alpha=0.2, lw=0, label=INTERVAL)
+        ticks.append(f"{WHICH[column]},\n{step}\n(n = {len(found)})")
+    axis.use_sticky_edges = False  # of the bars
+    axis.axhline(1, color="k", lw=0.8)
+    axis.set_xticks(range(len(ticks)), ticks)
+    axis.set_ylabel("error / that of the authors' log")
+    axis.set_title("at the log's iterations", **SMALL)
 
 
 def _batches(folder: Path, problem: str, sizes: list[int]) -> Figure:
-    """Figure 9: error against iterations and against cases, for batches of several sizes; zoomed below."""
-    figure = Figure(figsize=(10.5, 7), layout="constrained")
+    """Figure 9: error against iterations and against cases, for batches of several sizes; K-FAC zoomed below."""
+    figure = Figure(figsize=(9.8, 8), layout="constrained")
     axes = figure.subplots(2, 2)
     for column, (x, told) in enumerate((("step", "iteration"), ("examples", "cases processed"))):
         found: list[Any] = []
@@ -212,19 +265,18 @@ def _batches(folder: Path, problem: str, sizes: list[int]) -> Figure:
             for i, size in enumerate(sizes):
                 run = evaluations(folder, problem, method, "batch", size)
                 share = 1 - 0.6 * (len(sizes) - 1 - i) / max(1, len(sizes) - 1)
-                found += [] if run is None else [run]
+                found += [run] if run is not None and method != BASELINE else []  # it would squeeze the others
                 for axis in axes[:, column]:
                     _curve(axis, run, x, method, alpha=share, label=f"{method}, m = {size}")
-        # The later half of the iterations, and the cases that all sizes process.
         least = min(float(run[x].iloc[-1]) for run in found)
-        _zoom(axes[1, column], found, x, (0.5 * least if x == "step" else 0.1 * least, least))
+        _zoom(axes[1, column], found, x, (0.5 * least, least))  # the later half of what all sizes of K-FAC reach
         axes[0, column].set(yscale="log", xlabel=told)
         plain(axes[0, column], decades=3)
-        axes[1, column].set_xlabel(f"{told} (zoomed)")
+        axes[1, column].set_xlabel(f"{told} (zoomed on K-FAC)")
     for axis in axes[:, 0]:
         axis.set_ylabel(ERROR)
     figure.suptitle(f"{data_name(folder, problem)}: darker is the larger batch m", **SMALL)
-    legend(figure, list(axes.flat))
+    legend(figure, list(axes.flat), columns=3)
     return figure
 
 

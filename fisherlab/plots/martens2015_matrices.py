@@ -1,4 +1,7 @@
-"""Figures 2, 3, 5 and 6 of Martens and Grosse (2015): |entries| of matrices, white is large, one cap for a figure."""
+"""Figures 2, 3, 5 and 6 of Martens and Grosse (2015): |entries| of matrices, white is large, one cap for a figure.
+
+Grey is linear as in the paper; logarithmic where an inverse is shown, whose diagonal would leave all else black.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from fisherlab.studies.martens2015.matrices import TABLES, difference
 
 CAP = 0.99  # quantile of a figure's first matrix that is white
+DECADES = 3  # of a logarithmic grey, from white to black
 OWN, INVERSE = "F tilde, damped", "F tilde, inverse"
 NAMES = {
     "F": "$F$", "F tilde": r"$\tilde F$", OWN: r"$\tilde F$, damped", INVERSE: r"$\tilde F^{-1}$",
@@ -44,7 +49,7 @@ def matrix_figures(folder: Path) -> dict[str, Figure]:
         "figure_2": _grid(shown, compared, layers),
         "figure_3": _inverse(shown, blocks, layers),
         "figure_5": _grid(shown, [[OWN, way, difference(OWN, way)] for way in ways], layers),
-        "figure_6": _grid(shown, [[INVERSE, way, difference(INVERSE, way)] for way in inverses], layers),
+        "figure_6": _grid(shown, [[INVERSE, way, difference(INVERSE, way)] for way in inverses], layers, log=True),
     }
 
 
@@ -53,8 +58,13 @@ def _told(name: str) -> str:
     return f"|{NAMES[one]} - {NAMES[other].split(' (')[0]}|" if other else NAMES[name]
 
 
-def _image(axis: Axes, m: Any, cap: float, layers: int, title: str) -> Any:
-    image = axis.imshow(m, cmap="gray", vmin=0, vmax=cap, interpolation="nearest", extent=(0, layers, layers, 0))
+def _grey(cap: float, *, log: bool) -> Normalize:
+    return LogNorm(cap / 10**DECADES, cap) if log else Normalize(0, cap)
+
+
+def _image(axis: Axes, m: Any, grey: Normalize, layers: int, title: str) -> Any:
+    m = np.maximum(m, grey.vmin or 0)  # black too where there is no logarithm
+    image = axis.imshow(m, cmap="gray", norm=grey, interpolation="nearest", extent=(0, layers, layers, 0))
     for edge in range(1, layers):
         axis.axhline(edge, color="tab:red", lw=0.5)
         axis.axvline(edge, color="tab:red", lw=0.5)
@@ -66,18 +76,19 @@ def _image(axis: Axes, m: Any, cap: float, layers: int, title: str) -> Any:
     return image
 
 
-def _grid(shown: dict[str, Any], rows: list[list[str]], layers: int) -> Figure:
+def _grid(shown: dict[str, Any], rows: list[list[str]], layers: int, *, log: bool = False) -> Figure:
     figure = Figure(figsize=(10, 3.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), 3, squeeze=False)
-    cap = float(np.quantile(shown[rows[0][0]], CAP))
+    grey = _grey(float(np.quantile(shown[rows[0][0]], CAP)), log=log)
     image: Any = None
     for line, names in zip(axes, rows, strict=True):
         for axis, name in zip(line, names, strict=True):
-            image = _image(axis, shown[name], cap, layers, _told(name))
+            image = _image(axis, shown[name], grey, layers, _told(name))
         line[0].set_ylabel("layer")
     for axis in axes[-1]:
         axis.set_xlabel("layer")
-    figure.colorbar(image, ax=list(axes.flat), label=f"mean |entry| (white: {CAP:.0%} quantile)", shrink=0.9)
+    told = f"mean |entry|{', logarithmic' if log else ''} (white: {CAP:.0%} quantile)"
+    figure.colorbar(image, ax=list(axes.flat), label=told, shrink=0.9)
     return figure
 
 
@@ -85,17 +96,16 @@ def _inverse(shown: dict[str, Any], blocks: Any, layers: int) -> Figure:
     """Figure 3: F-tilde, its inverse, and the inverse's blocks."""
     figure = Figure(figsize=(10.5, 3.4), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, name in zip(axes, (OWN, INVERSE), strict=False):
-        image = _image(axis, shown[name], float(np.quantile(shown[name], CAP)), layers, _told(name))
+    for axis, name, log in zip(axes, (OWN, INVERSE), (False, True), strict=False):
+        grey = _grey(float(np.quantile(shown[name], CAP)), log=log)
+        image = _image(axis, shown[name], grey, layers, _told(name) + (" (grey: logarithm)" if log else ""))
         figure.colorbar(image, ax=axis, shrink=0.8)
-        axis.set(xlabel="layer", ylabel="layer")
     own = blocks[blocks["matrix"] == INVERSE].pivot(index="row", columns="column", values="mean").to_numpy()
-    _image(axes[2], np.log10(own / own.max()) + 3, 3, layers, r"mean |entry| of the blocks of $\tilde F^{-1}$")
-    for i in range(layers):
-        for j in range(layers):
-            dark = np.log10(own[i, j] / own.max()) + 3 < 1.8
-            axes[2].text(
-                j + 0.5, i + 0.5, f"{own[i, j]:.1e}", ha="center", va="center", fontsize=8, color="w" if dark else "k"
-            )
-    axes[2].set(xlabel="layer (grey: logarithm)", ylabel="layer")
+    grey = _grey(float(own.max()), log=True)
+    _image(axes[2], own, grey, layers, "mean |entry| of the blocks of\n" + r"$\tilde F^{-1}$ (grey: logarithm)")
+    for (i, j), value in np.ndenumerate(own):
+        colour = "w" if grey(value) < 0.6 else "k"
+        axes[2].text(j + 0.5, i + 0.5, f"{value:.1e}", ha="center", va="center", fontsize=8, color=colour)
+    for axis in axes:
+        axis.set(xlabel="layer", ylabel="layer")
     return figure
