@@ -73,7 +73,10 @@ def test_the_summary_has_a_row_per_run(smoke):
     table = pd.read_csv(smoke / "runs.csv", keep_default_na=False)
     found = [(r["method"], r["batch"], r["seed"]) for _, r in table.iterrows()]
     assert sorted(found) == sorted((method, str(batch), seed) for method, batch, seed in RUNS)
-    assert len(list(smoke.glob("took_*.csv"))) == len(RUNS)
+    others = [pd.read_csv(p)["threads"].tolist() for p in smoke.glob("took_*_two_threads.csv")]
+    assert others == [[2]]  # of which the summary has no row, for its seconds are not the others'
+    assert table["threads"].tolist() == [1] * len(RUNS)
+    assert len(list(smoke.glob("took_*.csv"))) == len(RUNS) + 1
     assert (table["status"] == "finished").all()
     assert (table["rate"] > 0).all()
     assert table["share_of_product_rate"].between(0, 1.2, inclusive="neither").all()
@@ -108,7 +111,7 @@ def test_the_batch_grows_to_the_whole_data_at_the_last_iteration(smoke):
 def test_methods_start_at_one_point_and_seeds_do_not(smoke):
     starts = {p.stem: pd.read_csv(p)["train_error"][0] for p in smoke.glob("evaluations_*.csv")}
     first = {name: value for name, value in starts.items() if not name.endswith("_1")}
-    assert len(first) == 9
+    assert len(first) == 10
     assert len(set(first.values())) == 1
     others = {value for name, value in starts.items() if name.endswith("_1")}
     assert len(others) == 1
