@@ -108,7 +108,7 @@ def _inverses(folder: Path, problem: str, settings: dict[str, Any]) -> Iterator[
     for start, end in dict.fromkeys(ranges):
         yield from _fewer(setting, start, end, _to(pairs, end))
     # What another version of the code took is no measure of this one.
-    alike = [pair for names_, pair in zip(names, pairs, strict=True) if len({commit(folder, *n) for n in names_}) == 1]
+    alike = [pair for two, pair in zip(names, pairs, strict=True) if len({commit(folder, *one) for one in two}) == 1]
     if timed := _to(alike, early):
         yield _per_second(folder, setting, early, timed, pairs[0])
 
