@@ -33,10 +33,15 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     if alone or (min(rows, inner, columns) > SMALL and left.dtype != torch.float64):
         return left @ right
     if 1 in (rows, inner, columns):  # with one inner index, the gradients are such products
-        left = pad(left, (0, int(inner == 1), 0, int(rows == 1)))
-        right = pad(right, (0, int(columns == 1), 0, int(inner == 1)))
+        left = _padded(left, rows == 1, inner == 1)
+        right = _padded(right, inner == 1, columns == 1)
     lead = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     return (repeated(left, lead) @ repeated(right, lead))[..., :rows, :columns]
+
+
+def _padded(m: Tensor, row: bool, column: bool) -> Tensor:
+    """One row or column of zeros more; torch's own copies what it adds nothing to."""
+    return pad(m, (0, int(column), 0, int(row))) if row or column else m
 
 
 def repeated(matrix: Tensor, lead: torch.Size) -> Tensor:
