@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fisherlab.plots.beside import legend
+from fisherlab.plots.ticks import plain
 from fisherlab.studies.study import settings_of
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
@@ -88,6 +89,7 @@ def _curves(net: str, found: dict[str, Any], seconds: dict[str, float] | None) -
                 axis.fill_between(by.index * scale, mean - sd, mean + sd, alpha=0.15, lw=0, **look)
     told = "epoch" if seconds is None else "seconds of training (epochs times measured seconds)"
     axes[0].set(xlabel=told, ylabel="training objective (nats, with L2)", yscale="log")
+    plain(axes[0], decades=2)
     axes[1].set(xlabel=told, ylabel="validation accuracy")
     _from_above(axes[1], found)
     seeds = max((table["seed"].nunique() for table in found.values()), default=0)
@@ -124,6 +126,7 @@ def _grids(folder: Path, nets: list[str], grids: list[tuple[str, str]]) -> Figur
     for axis, net in zip(axes, nets, strict=True):
         axis.set(xscale="log", yscale="log", xlabel="learning rate", title=TOLD[net])
     axes[0].set_ylabel("validation error, last epochs of the grid")
+    plain(axes[0], decades=2)
     legend(figure, axes)
     return figure
 
