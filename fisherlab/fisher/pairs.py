@@ -17,7 +17,7 @@ class PairBlocks(Blocks):
 
     per_layer = False
     name = "pairs"
-    instead = "layer or unit"
+    instead = "unit"
 
     def sizes(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """See `Blocks.sizes`."""

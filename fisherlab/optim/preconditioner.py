@@ -152,7 +152,7 @@ class Preconditioner:
         self.ema, self.ema_start = ema, ema_start
         self.stats_period = _period("stats_period", stats_period)
         self.inverse_period = _period("inverse_period", inverse_period)
-        self.inverse_early = inverse_early
+        self.inverse_early = inverse_early if inverse_early == 0 else _period("inverse_early", inverse_early)
         self.tau1, self.stride = tau1, stride_of("tau1", tau1)
         self.samples = _period("samples", samples)
         self.max_columns = _period("max_columns", max_columns)

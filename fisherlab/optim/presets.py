@@ -175,6 +175,7 @@ class RNGD(FisherOptimizer):
         ema_start: identity, or batch.
         stats_period: Steps between updates of the matrices.
         inverse_period: T, steps between factorisations.
+        inverse_early: Steps at the beginning that factorise too, see `Preconditioner`.
         late: Whether the matrices are those after the step.
         activation: Of the hidden layers; None finds it in the model.
         iota: Leak of the relu's zone.
@@ -200,6 +201,7 @@ class RNGD(FisherOptimizer):
         ema_start: str = "identity",
         stats_period: int = 1,
         inverse_period: int = 100,
+        inverse_early: int = 0,
         late: bool = True,
         activation: str | None = None,
         iota: float = 0.0,
@@ -216,6 +218,7 @@ class RNGD(FisherOptimizer):
             ema_start=ema_start,
             stats_period=stats_period,
             inverse_period=inverse_period,
+            inverse_early=inverse_early,
             late=late,
             activation=activation,
             zone={"iota": iota, "omega": omega},

@@ -36,6 +36,7 @@ class Twin:
         first="shared",
         last="shared",
         period=1,
+        early=0,
         every=1,
         damping=1e-2,
         lr=0.1,
@@ -47,8 +48,8 @@ class Twin:
     ):
         self.weights = [torch.cat([m.weight, m.bias[:, None]], 1).detach() for m in model if isinstance(m, Dense)]
         self.activation, self.structures = activation, [first, "unit", last]
-        self.period, self.every, self.damping, self.lr, self.momentum = period, every, damping, lr, momentum
-        self.l2, self.ema, self.start, self.late = l2, ema, start, late
+        self.period, self.early, self.every, self.late = period, early, every, late
+        self.damping, self.lr, self.momentum, self.l2, self.ema, self.start = damping, lr, momentum, l2, ema, start
         self.matrices, self.inverses, self.speed = [], [], [torch.zeros_like(w) for w in self.weights]
         self.steps = self.updates = 0
 
@@ -94,7 +95,7 @@ class Twin:
         if turn and (not self.late or not self.matrices):
             self.observe(x)
             self.updates *= not self.late  # a late one's first serves its first step alone
-        if self.steps % self.period == 0:
+        if self.steps < self.early or (self.steps + bool(self.early)) % self.period == 0:
             self.inverses = []
             for family in self.matrices:
                 damped = [m + self.damping * m.trace() * torch.eye(len(m), dtype=m.dtype) for m in family]
@@ -119,7 +120,7 @@ class Twin:
         return torch.cat([w.flatten() for w in self.weights])
 
 
-NAMES = {"period": "inverse_period", "every": "stats_period", "start": "ema_start"}
+NAMES = {"period": "inverse_period", "every": "stats_period", "start": "ema_start", "early": "inverse_early"}
 
 
 def both(activation="tanh", **options):
@@ -141,6 +142,7 @@ def both(activation="tanh", **options):
         {"late": False, "period": 2, "last": "layer"},
         {"start": "batch"},
         {"start": "batch", "late": False, "ema": 0.7},
+        {"start": "batch", "early": 2, "period": 5},
         {"every": 2, "period": 3},
         {"every": 2, "late": False},
         {"momentum": 0.9},
@@ -358,6 +360,7 @@ def rngd(model, **options):
         (lambda m: rngd(m, omega="wide"), "omega='wide' is out of range"),
         (lambda m: rngd(m, iota=0.2), "iota=0.2 has no effect, for no layer is seen as relu neurons: expected iota=0."),
         (lambda m: rngd(m, late="no"), "late='no': expected true or false"),
+        (lambda m: rngd(m, inverse_early=-1), "inverse_early=-1 is no period"),
         (lambda m: Preconditioner("mc", late=True), "late=true does not fit kind=mc: expected kind=relative"),
     ],
 )
