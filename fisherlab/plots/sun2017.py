@@ -14,11 +14,13 @@ from matplotlib.figure import Figure
 from fisherlab.plots.beside import legend
 from fisherlab.plots.ticks import plain
 from fisherlab.studies.study import settings_of
+from fisherlab.studies.sun2017.against import OTHERS
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
 from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
 from fisherlab.studies.sun2017.settled import settled_of
 from fisherlab.studies.sun2017.timing import TABLE, by_round
+from fisherlab.studies.sun2017.verdicts import ACCURACIES
 from fisherlab.studies.sun2017.watch import LINEAR, UNITWISE, WATCHED, matrices_table
 
 COLOURS = {"sgd": "tab:red", "adam": "tab:green", "rngd": "tab:blue", "kfac": "tab:purple", "efngd": "tab:brown"}
@@ -82,16 +84,18 @@ def _curves(net: str, found: dict[str, Any], seconds: dict[str, float] | None) -
             by = table.pivot(index="epoch", columns="seed", values=column).query("epoch > 0")
             mean, look = by.mean(axis=1, skipna=False), {"color": COLOURS[method]}
             axis.plot(by.index * scale, mean, label=_label(method, table), lw=1.4, **look)
-            if column == "objective":
+            if column == "objective" or mean.isna().any():
                 axis.plot(by.index * scale, by, lw=0.5, alpha=0.3, **look)
-            else:
-                sd = by.std(axis=1, skipna=False).fillna(0)
+            sd = by.std(axis=1, skipna=False).fillna(0)
+            if column == "accuracy":
                 axis.fill_between(by.index * scale, mean - sd, mean + sd, alpha=0.15, lw=0, **look)
-    told = "epoch" if seconds is None else "seconds of training (epochs times measured seconds)"
+    told = "epoch" if seconds is None else "seconds (epochs times their measured time)"
     axes[0].set(xlabel=told, ylabel="training objective (nats, with L2)", yscale="log")
-    plain(axes[0], decades=2)
     axes[1].set(xlabel=told, ylabel="validation accuracy")
-    _from_above(axes[1], found)
+    for axis in axes if seconds else ():
+        axis.set_xscale("log")
+    _limits(axes, net, found)
+    plain(axes[0], decades=2)
     seeds = max((table["seed"].nunique() for table in found.values()), default=0)
     figure.suptitle(f"{TOLD[net]}: means of {seeds} seeds, with each run (left) and SD (right)", fontsize="medium")
     legend(figure, axes)
@@ -99,32 +103,47 @@ def _curves(net: str, found: dict[str, Any], seconds: dict[str, float] | None) -
 
 
 def _label(method: str, table: Any) -> str:
-    """Its name, and how many of its runs diverged."""
+    """Its name, its learning rate, and how many of its runs diverged."""
     statuses = table.groupby("seed")["status"].first()
-    lost = int((statuses != "finished").sum())
-    return NAMES[method] + (f" ({lost} of {len(statuses)} diverged)" if lost else "")
+    lost, rates = int((statuses != "finished").sum()), table["lr"].dropna().unique()
+    rate = f", learning rate {rates[0]:g}" if len(rates) else ""
+    return NAMES[method] + rate + (f" ({lost} of {len(statuses)} diverged)" if lost else "")
 
 
-def _from_above(axis: Axes, found: dict[str, Any]) -> None:
-    """Show the accuracies from where the methods are after a tenth of the epochs."""
-    starts = [1 - t[t["epoch"] >= t["epoch"].max() / 10]["valid_error"].quantile(0.95) for t in found.values()]
+def _limits(axes: list[Axes], net: str, found: dict[str, Any]) -> None:
+    """Show what the paper's methods do, after an epoch on the left and from a tenth of the epochs on on the right.
+
+    Another one that is far behind leaves the axis; the range of the paper's figure is shaded.
+    """
+    trained = {m: t[t["epoch"] > 0] for m, t in found.items()}
+    theirs = [t for m, t in trained.items() if m not in OTHERS] or list(trained.values())
+    tops = [t.groupby("seed")["objective"].first().median() for t in theirs]
+    if np.isfinite(tops).all():
+        axes[0].set_ylim(0.9 * min(t["objective"].min() for t in trained.values()), 1.2 * max(tops))
+    starts = [1 - t[t["epoch"] >= t["epoch"].max() / 10]["valid_error"].quantile(0.95) for t in theirs]
     ends = [1 - t["valid_error"].min() for t in found.values()]
-    if np.isfinite(starts).all() and max(ends) > min(starts):
-        axis.set_ylim(min(starts) - 0.002, max(ends) + 0.002)
+    if np.isfinite([*starts, *ends]).all() and max(ends) > min(starts):
+        axes[1].set_ylim(min(starts) - 0.002, max(ends) + 0.002)
+    axes[1].axhspan(*ACCURACIES[net][0], color="0.93", zorder=0, label="range of the paper's figure")
 
 
 def _grids(folder: Path, nets: list[str], grids: list[tuple[str, str]]) -> Figure:
-    """Validation error against learning rate; a star marks the choice."""
+    """Validation error against learning rate, means and each seed; a star marks the choice."""
     figure = Figure(figsize=(4.2 * len(nets) + 1.5, 3.6), layout="constrained")
     axes = list(figure.subplots(1, len(nets), squeeze=False, sharey=True).flat)
     for net, method in grids:
         axis, table = axes[nets.index(net)], pd.read_csv(folder / grid_table(net, method))
-        by = by_rate(table)
-        axis.plot(by.index, by, "-o", color=COLOURS[method], ms=4, label=NAMES[method])
+        by, look = by_rate(table), {"color": COLOURS[method]}
+        axis.plot(by.index, by, "-o", ms=4, label=NAMES[method], **look)
+        axis.plot(table["lr"], table["valid_error"], ".", ms=2, **look)
+        lost, height = sorted(set(table["lr"]) - set(by.index)), 0.98 - 0.025 * list(COLOURS).index(method)
+        axis.plot(lost, [height] * len(lost), "x", ms=4, transform=axis.get_xaxis_transform(), **look)
         if len(by):
-            axis.plot(by.idxmin(), by.min(), "*", color=COLOURS[method], ms=13, mec="k", mew=0.5)
+            axis.plot(by.idxmin(), by.min(), "*", ms=13, mec="k", mew=0.5, **look)
     for axis, net in zip(axes, nets, strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="learning rate", title=TOLD[net])
+        axis.set(
+            xscale="log", yscale="log", xlabel="learning rate (x: a run diverged)", title=TOLD[net], ylim=(None, 2.5)
+        )
     axes[0].set_ylabel("validation error, last epochs of the grid")
     plain(axes[0], decades=2)
     legend(figure, axes)
@@ -146,6 +165,7 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
     """Validation accuracy at the watched epochs: by moving averages (dotted), by the training set's statistics."""
     figure = Figure(figsize=(5.5 * len(nets) + 1.5, 3.8), layout="constrained")
     for axis, net in zip(figure.subplots(1, len(nets), squeeze=False).flat, nets, strict=True):
+        lows = list[float]()
         for method in METHODS:
             curves, table = curves_of(folder, net, method), settled_of(folder, net, method)
             if curves is None or table is None:
@@ -156,8 +176,10 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
             mean, sd = clean.mean(axis=1, skipna=False), clean.std(axis=1, skipna=False).fillna(0)
             axis.plot(mean, "-o", ms=4, color=COLOURS[method], label=_label(method, curves))
             axis.fill_between(mean.index, mean - sd, mean + sd, alpha=0.15, lw=0, color=COLOURS[method])
+            lows += [clean.min(axis=None)] if method not in OTHERS else []
             axis.plot(lagging.reindex(mean.index).mean(axis=1, skipna=False), ":", color=COLOURS[method])
         axis.set(title=TOLD[net], xlabel="epoch", ylabel="validation accuracy (SD shaded)", xscale="log")
+        axis.set_ylim(bottom=min(lows, default=axis.get_ylim()[0]) - 0.002)
         axis.set_xticks(epochs := settings_of(folder)["watch_epochs"], [f"{epoch}" for epoch in epochs])
         axis.minorticks_off()
     figure.suptitle("normalised by the training set's statistics; dotted: by moving averages", fontsize="medium")
@@ -167,27 +189,43 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
 
 def _matrices(folder: Path, nets: list[str], method: str) -> Figure:
     """Every layer's relative Fisher by epoch, means over seeds: its eigenvalues, and how much its shape has moved."""
-    figure = Figure(figsize=(4.2 * len(nets) + 2.6, 7.5), layout="constrained")
-    axes = figure.subplots(3, len(nets), squeeze=False, sharex="col")
-    for column, net in enumerate(nets):
+    figure = Figure(figsize=(4.6 * len(nets) + 2.6, 7.5), layout="constrained")
+    axes = figure.subplots(3, len(nets), squeeze=False, sharex="col", sharey="row")
+    for column, net in zip(axes.T, nets, strict=True):
         table: Any = pd.read_csv(folder / matrices_table(net, method))
         for i, ((layer, form), part) in enumerate(table.groupby(["layer", "form"])):
-            kind = FORMS.get(form, form)
-            look: dict[str, Any] = {"color": f"C{i}", "label": f"layer {layer} ({kind})", "marker": "."}
-            mean = part.groupby("epoch").mean(numeric_only=True)
-            axes[0][column].plot(mean["q100"], **look)
-            axes[0][column].plot(mean["q50"], ls=":", color=look["color"])
-            after = mean[mean.index > 0]
-            if layer > 1:  # the first one's inputs are the data: its linear form stands still
-                axes[1][column].plot(after["shape_since_start"], **look)
-                axes[2][column].plot(after["shape_since_last"], **look)
-            axes[1][column].plot(after["shape_other_cases"], ls=":", color=look["color"])
-        axes[0][column].set(title=f"{TOLD[net]}, {NAMES[method]}", yscale="log")
-        axes[2][column].set(xlabel="epoch", yscale="log")
-        axes[2][column].set_xscale("symlog", linthresh=1)
-        axes[2][column].set_xticks(epochs := sorted(table["epoch"].unique()), [f"{epoch:g}" for epoch in epochs])
-    told = ("eigenvalue: largest,\nmedian (dotted)", "change of shape since the\nstart; other cases (dotted)")
-    for axis, label in zip(axes[:, 0], (*told, "change of shape since the\nepoch watched before"), strict=True):
+            label = f"layer {layer} ({FORMS.get(form, form)})"
+            _layer(column, layer, part.drop(columns="form"), {"color": f"C{i}"}, label)
+        column[0].set(title=f"{TOLD[net]}, {NAMES[method]}", yscale="log")
+        column[2].set(xlabel="epoch", yscale="log")
+        column[2].set_xscale("symlog", linthresh=1, linscale=0.3)
+        epochs = sorted(table["epoch"].unique())
+        column[2].set_xlim(-0.3, 1.2 * max(epochs, default=1))
+        column[2].set_xticks(epochs, [f"{epoch:g}" for epoch in epochs], fontsize="small")
+        column[2].minorticks_off()
+    since = "change of shape since the\n"
+    told = "largest and (dotted) median eigen-\nvalue, 10 to 90 % of them (shaded)"
+    labels = told, f"{since}start; other cases (dotted)", f"{since}epoch watched before"
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
+    plain(axes[0, 0])
+    plain(axes[2, 0], decades=2)
     legend(figure, [axes[0][0]])
     return figure
+
+
+def _layer(axes: Any, layer: int, part: Any, look: dict[str, Any], label: str) -> None:
+    """One layer's lines in the three panels of a net; means of all seeds, none where a run had diverged."""
+    mean = part.groupby("epoch").agg(lambda v: v.mean(skipna=False))
+    axes[0].plot(mean["q100"], marker=".", label=label, **look)
+    axes[0].plot(mean["q50"], ls=":", **look)
+    axes[0].fill_between(mean.index, mean["q10"], mean["q90"], alpha=0.12, lw=0, **look)
+    after = mean[mean.index > 0]
+    axes[1].plot(after["shape_other_cases"], ls=":", **look)
+    if layer == 1:  # its inputs are the data: its linear form stands still
+        return
+    for axis, column in zip(axes[1:], ("shape_since_start", "shape_since_last"), strict=True):
+        axis.plot(after[column], marker=".", **look)
+        axis.plot(
+            part[part["epoch"] > 0].pivot(index="epoch", columns="seed", values=column), lw=0.4, alpha=0.3, **look
+        )

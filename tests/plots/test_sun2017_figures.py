@@ -1,0 +1,69 @@
+"""The figures of Sun and Nielsen (2017) show the paper's methods where they are, whatever another one does."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fisherlab.plots.sun2017 import figures
+from fisherlab.studies.sun2017 import runs, timing
+from tests.studies.sun2017_tables import curves, folder
+
+
+def shown(axis, values):
+    low, high = axis.get_ylim()
+    return bool(np.all((low < np.asarray(values)) & (np.asarray(values) < high)))
+
+
+def test_a_method_beyond_the_paper_that_is_far_behind_leaves_the_axis(tmp_path):
+    tables = {"sgd": curves(0.12, 0.972), "rngd": curves(0.1, 0.974), "efngd": curves(0.9, 0.8)}
+    figure = figures(folder(tmp_path, **tables))["curves_plain"]
+    objective, accuracy = figure.axes
+    assert shown(accuracy, [0.971, 0.975])
+    assert not shown(accuracy, [0.96])
+    assert accuracy.patches[0].get_label() == "range of the paper's figure"
+    assert shown(objective, [0.1, 0.12])
+    assert not shown(objective, [0.9 * 21])
+
+
+def test_a_better_method_beyond_the_paper_is_shown(tmp_path):
+    figure = figures(folder(tmp_path, rngd=curves(0.1, 0.974), kfac=curves(0.01, 0.99)))["curves_plain"]
+    assert shown(figure.axes[0], [0.0101])
+    assert shown(figure.axes[1], [0.99])
+
+
+def test_the_legend_tells_the_learning_rate_and_how_many_runs_diverged(tmp_path):
+    table = curves(0.1, 0.974)
+    table.loc[table["seed"] == 1003, "status"] = "diverged"
+    table = table[(table["seed"] != 1003) | (table["epoch"] <= 30)]
+    accuracy = figures(folder(tmp_path, rngd=table))["curves_plain"].axes[1]
+    label = "RNGD, learning rate 0.1 (1 of 10 diverged)"
+    mean, *each = (line for line in accuracy.lines if line.get_xdata().size)
+    assert mean.get_label() == label
+    assert np.isnan(mean.get_ydata()[30:]).all()
+    assert len(each) == 10  # of which nine go on to the end
+    assert sum(math.isfinite(line.get_ydata()[-1]) for line in each) == 9
+
+
+def test_seconds_are_epochs_times_their_measured_time_on_a_log_axis(tmp_path):
+    home = folder(tmp_path, sgd=curves(0.1, 0.972), rngd=curves(0.1, 0.974))
+    rows = [("sgd", 1.0, 0.0, 1), ("rngd", 4.0, 100.0, 100)]
+    cost = pd.DataFrame(rows, columns=["method", "ms", "refresh_ms", "period"]).assign(net="plain", round=1)
+    cost.assign(threads=2, others=0.0).to_csv(home / timing.TABLE, index=False)
+    axis = figures(home)["seconds_plain"].axes[0]
+    assert axis.get_xscale() == "log"
+    ends = {line.get_label(): line.get_xdata()[-1] for line in axis.lines}
+    assert ends["SGD, learning rate 0.1"] == pytest.approx(100 * 20 * 1e-3)  # 20 steps an epoch
+    assert ends["RNGD, learning rate 0.1"] == pytest.approx(100 * 20 * 5e-3)
+
+
+def test_a_learning_rate_that_diverged_is_marked(tmp_path):
+    home = folder(tmp_path, sgd=curves(0.1, 0.972))
+    rows = [(1.0, 0, 0.03), (1.0, 1, None), (0.1, 0, 0.03), (0.1, 1, 0.02)]
+    grid = pd.DataFrame(rows, columns=["lr", "seed", "valid_error"])
+    grid.to_csv(home / runs.grid_table("plain", "sgd"), index=False)
+    axis = figures(home)["learning_rates"].axes[0]
+    marks = {line.get_marker(): list(line.get_xdata()) for line in axis.lines}
+    assert marks["x"] == [1.0]
+    assert marks["o"] == marks["*"] == [0.1]
