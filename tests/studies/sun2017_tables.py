@@ -28,20 +28,21 @@ def curves(level, accuracy, *, rate=0.1, epochs=100, status="finished", seeds=10
         for epoch in range(epochs + 1):
             error = 1 - accuracy - spread * (seed - (seeds - 1) / 2)
             objective = level * (1 + 20 * math.exp(-rate * (1 + 0.02 * seed) * epoch))
-            numbers = {"objective": objective, "train_loss": objective, "train_error": error, "seconds": epoch}
+            numbers = dict.fromkeys(("objective", "train_loss", "batch_loss"), objective)
+            numbers |= {"train_error": error, "seconds": epoch}
             rows.append({"epoch": epoch, "step": epoch, "valid_error": error, "test_error": error, **numbers})
             rows[-1] |= {"seed": 1000 + seed, "lr": 0.1, "status": status}
     return pd.DataFrame(rows)
 
 
-def folder(tmp_path, best=0.1, variants=(), **tables):
-    """A study's folder with hand-made curves of PLAIN, by method; the best learning rate may be an end of the grid."""
+def folder(tmp_path, best=0.1, variants=(), net="plain", **tables):
+    """A study's folder with hand-made curves of a net, by method; the best learning rate may be an end of the grid."""
     home = tmp_path / "paper"
-    begin(home, SETTINGS | {"variants": list(variants)}, {})
+    begin(home, SETTINGS | {"variants": list(variants), "nets": [net]}, {})
     for method, table in tables.items():
-        table.to_csv(home / runs.curves_table("plain", method), index=False)
+        table.to_csv(home / runs.curves_table(net, method), index=False)
         grid = [{"lr": lr, "seed": 0, "valid_error": 0.02 + abs(math.log10(lr / best))} for lr in SETTINGS["rates"]]
-        pd.DataFrame(grid).to_csv(home / runs.grid_table("plain", method), index=False)
+        pd.DataFrame(grid).to_csv(home / runs.grid_table(net, method), index=False)
     return home
 
 

@@ -50,6 +50,10 @@ def test_every_seed_has_a_split_and_a_start_of_its_own_and_all_methods_share_the
     assert starts[0].nunique() == len(starts[0]) == 2
     for other in starts[1:]:
         assert other.to_dict() == pytest.approx(starts[0].to_dict(), rel=1e-6)
+    paths = [(smoke / "runs" / f"fresh_plain_{m}" / "runs").glob(f"*-{seed}") for m in METHODS for seed in (1000, 1001)]
+    rows = [prepare(OmegaConf.load(next(path) / "config.yaml")).rows("valid", slice(None))[0] for path in paths]
+    assert not torch.equal(rows[0], rows[1])
+    assert all(torch.equal(own, rows[i % 2]) for i, own in enumerate(rows))
 
 
 @pytest.mark.parametrize("net", ["plain", "bna"])
@@ -254,7 +258,7 @@ def test_what_others_do_is_told_beside_the_timings(smoke):
     assert table["others"].between(-0.1, 64).all()
     assert table.set_index("method")["period"].groupby("method").first().to_dict() == dict.fromkeys(
         ["adam", "efngd", "sgd"], 1
-    ) | dict.fromkeys(["kfac", "rngd"], 100)
+    ) | dict.fromkeys(["kfac", "rngd", "rngd, softmax"], 100)
 
 
 @pytest.mark.parametrize(

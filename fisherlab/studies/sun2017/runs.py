@@ -102,16 +102,17 @@ def chosen(folder: Path, net: str, method: str) -> float | None:
     return float(errors.idxmin()) if len(errors) else None
 
 
-def at_the_end(curve: Any) -> Any:
+def at_the_end(curve: Any, over: float = LAST) -> Any:
     """Take the evaluations that are averaged.
 
     Args:
         curve: Of a run, or of several equally long ones.
+        over: How many epochs.
 
     Returns:
         Those of the last epochs; never that of the untrained net.
     """
-    return curve[curve["epoch"] > max(0, curve["epoch"].max() - LAST)]
+    return curve[curve["epoch"] > max(0, curve["epoch"].max() - over)]
 
 
 def _grid(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar: tqdm[Any]) -> Tables:

@@ -28,13 +28,13 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "adam": ("optimizer=adam",),
     "rngd": ("optimizer=rngd",),
     "kfac": ("optimizer=kfac", "momentum=0", "damping=0.1", "optimizer.inverse_period=100"),
-    "efngd": ("optimizer=efngd", "damping=0.1"),
+    "efngd": ("optimizer=efngd", "damping=1"),
 }
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "rngd, batch start": ("optimizer=rngd", "optimizer.ema_start=batch"),
+    "rngd, batch start": ("optimizer=rngd", "optimizer.ema_start=batch", "optimizer.inverse_early=100"),
     "rngd, softmax": ("optimizer=rngd", "optimizer.last=layer"),
 }
-NAMES = {"sgd": "SGD", "adam": "Adam", "rngd": "RNGD", "kfac": "K-FAC, damping 0.1", "efngd": "EF-NGD, damping 0.1"}
+NAMES = {"sgd": "SGD", "adam": "Adam", "rngd": "RNGD", "kfac": "K-FAC, damping 0.1", "efngd": "EF-NGD, damping 1"}
 NAMES |= {"rngd, batch start": "RNGD, batch start", "rngd, softmax": "RNGD, softmax RFIM"}
 # What takes longest comes first, so that of several processes none is left alone with it in the end.
 ORDER = ("rngd, softmax", "rngd, batch start", "rngd", "kfac", "efngd", "adam", "sgd")

@@ -20,7 +20,7 @@ from fisherlab.sweep.space import with_values
 
 TABLE = "cost.csv"
 STEPS = 20  # of a round
-ON = ("dataset", "splits", "batch", "l2", "nets", "methods", "rounds")  # the settings that it depends on
+ON = ("dataset", "splits", "batch", "l2", "nets", "methods", "variants", "rounds")  # the settings that it depends on
 QUIET = 0.1  # cores that other processes may keep busy where a measurement counts as one alone
 
 
@@ -58,7 +58,7 @@ def _prepared(settings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
     runs: dict[tuple[str, str], Any] = {}
     for net in settings["nets"]:
-        for method in settings["methods"]:
+        for method in [*settings["methods"], *(settings["variants"] if net == settings["nets"][0] else ())]:
             experiment = prepare(resolve(with_values(configured(net, method, 1, settings), {"lr": 1e-4})))
             experiment.datasets = next(iter(runs.values()), experiment).datasets  # one seed, so one split
             _seconds(experiment, 1)  # which starts the averages
@@ -81,10 +81,10 @@ def _timed(experiment: Any) -> dict[str, float]:
     pre = experiment.optimizer.preconditioner
     period = 1 if pre is None else pre.inverse_period
     if pre is not None:
-        pre.step = 1  # where none is due for some steps
+        pre.step = 2 * period + 1  # where none is due for some steps
     seconds, refresh = _seconds(experiment, STEPS), 0.0
     if period > 1:
-        pre.step = period
+        pre.step = 3 * period - bool(pre.inverse_early)
         refresh = max(0.0, _seconds(experiment, 1) - seconds)
     return {"ms": seconds * 1e3, "refresh_ms": refresh * 1e3, "period": period}
 
