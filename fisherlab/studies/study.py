@@ -258,7 +258,7 @@ def _noted(
     if facts is None:
         open_parts[name] = noted
     else:
-        noted |= {key: facts.get(key) for key in ("commit", "threads")}
+        noted |= {key: facts.get(key) for key in ("commit", "threads", "device_name")}
         record["parts"][name] = noted
     if not open_parts:
         del record["unfinished"]
@@ -292,7 +292,7 @@ def begin(
         parts: Which of the settings they depend on; one that is not among them depends on all.
 
     Returns:
-        What `study.json` holds: the settings, the facts, and by part the seconds it took and its commit.
+        What `study.json` holds: the settings, the facts, and by part the seconds it took, its commit and its machine.
 
     Raises:
         UsageError: If the folder holds tables that were made with other settings.

@@ -17,7 +17,7 @@ from fisherlab.errors import UsageError
 from fisherlab.studies import report, sharing, study
 from fisherlab.studies.study import Claim, Part
 
-FACTS = {"commit": "0123456789abcdef+dirty"}
+FACTS = {"commit": "0123456789abcdef+dirty", "device_name": "abacus"}
 
 
 @pytest.fixture
@@ -117,7 +117,8 @@ def test_a_part_that_is_not_recorded_is_made_again(made, tmp_path):
     made.clear()
     study.run("fake", {}, tmp_path, FACTS, show_bar=False)
     assert made == ["second"]
-    assert json.loads((tmp_path / "study.json").read_text())["parts"]["second"]["commit"] == FACTS["commit"]
+    part = json.loads((tmp_path / "study.json").read_text())["parts"]["second"]
+    assert (part["commit"], part["device_name"]) == (FACTS["commit"], "abacus")
 
 
 def test_two_processes_share_the_parts(made, tmp_path):
