@@ -24,6 +24,7 @@ from fisherlab.studies.sun2017.verdicts import ACCURACIES
 from fisherlab.studies.sun2017.watch import LINEAR, UNITWISE, WATCHED, matrices_table
 
 COLOURS = {"sgd": "tab:red", "adam": "tab:green", "rngd": "tab:blue", "kfac": "tab:purple", "efngd": "tab:brown"}
+LEAST = 1e-8  # of the largest eigenvalue: what is below is rounding
 FORMS = {UNITWISE: "per unit", LINEAR: "linear form"}
 COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan"}
 
@@ -204,7 +205,8 @@ def _matrices(folder: Path, nets: list[str], method: str) -> Figure:
         column[2].set_xticks(epochs, [f"{epoch:g}" for epoch in epochs], fontsize="small")
         column[2].minorticks_off()
     since = "change of shape since the\n"
-    told = "largest and (dotted) median eigen-\nvalue, 10 to 90 % of them (shaded)"
+    axes[0, 0].set_ylim(bottom=LEAST * axes[0, 0].get_ylim()[1])
+    told = "eigenvalue: largest, 90 %\n(dashed), median (dotted)"
     labels = told, f"{since}start; other cases (dotted)", f"{since}epoch watched before"
     for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
@@ -218,8 +220,8 @@ def _layer(axes: Any, layer: int, part: Any, look: dict[str, Any], label: str) -
     """One layer's lines in the three panels of a net; means of all seeds, none where a run had diverged."""
     mean = part.groupby("epoch").agg(lambda v: v.mean(skipna=False))
     axes[0].plot(mean["q100"], marker=".", label=label, **look)
+    axes[0].plot(mean["q90"], ls="--", lw=1, **look)
     axes[0].plot(mean["q50"], ls=":", **look)
-    axes[0].fill_between(mean.index, mean["q10"], mean["q90"], alpha=0.12, lw=0, **look)
     after = mean[mean.index > 0]
     axes[1].plot(after["shape_other_cases"], ls=":", **look)
     if layer == 1:  # its inputs are the data: its linear form stands still
