@@ -24,6 +24,7 @@ from fisherlab.studies.sun2017.verdicts import ACCURACIES
 from fisherlab.studies.sun2017.watch import LINEAR, UNITWISE, WATCHED, matrices_table
 
 COLOURS = {"sgd": "tab:red", "adam": "tab:green", "rngd": "tab:blue", "kfac": "tab:purple", "efngd": "tab:brown"}
+GRID = {"valid_error": "validation error", "objective": "training objective (nats, with L2)"}
 LEAST = 1e-8  # of the largest eigenvalue: what is below is rounding
 FORMS = {UNITWISE: "per unit", LINEAR: "linear form"}
 COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan"}
@@ -129,25 +130,29 @@ def _limits(axes: list[Axes], net: str, found: dict[str, Any]) -> None:
 
 
 def _grids(folder: Path, nets: list[str], grids: list[tuple[str, str]]) -> Figure:
-    """Validation error against learning rate, means and each seed; a star marks the choice."""
-    figure = Figure(figsize=(4.2 * len(nets) + 1.5, 3.6), layout="constrained")
-    axes = list(figure.subplots(1, len(nets), squeeze=False, sharey=True).flat)
+    """Validation error and training objective against learning rate, means and each seed; a star marks the choice."""
+    figure = Figure(figsize=(4.2 * len(nets) + 1.5, 6.4), layout="constrained")
+    axes = figure.subplots(2, len(nets), squeeze=False, sharex=True, sharey="row")
     for net, method in grids:
-        axis, table = axes[nets.index(net)], pd.read_csv(folder / grid_table(net, method))
-        by, look = by_rate(table), {"color": COLOURS[method]}
-        axis.plot(by.index, by, "-o", ms=4, label=NAMES[method], **look)
-        axis.plot(table["lr"], table["valid_error"], ".", ms=2, **look)
-        lost, height = sorted(set(table["lr"]) - set(by.index)), 0.98 - 0.025 * list(COLOURS).index(method)
-        axis.plot(lost, [height] * len(lost), "x", ms=4, transform=axis.get_xaxis_transform(), **look)
-        if len(by):
-            axis.plot(by.idxmin(), by.min(), "*", ms=13, mec="k", mew=0.5, **look)
-    for axis, net in zip(axes, nets, strict=True):
-        axis.set(
-            xscale="log", yscale="log", xlabel="learning rate (x: a run diverged)", title=TOLD[net], ylim=(None, 2.5)
-        )
-    axes[0].set_ylabel("validation error, last epochs of the grid")
-    plain(axes[0], decades=2)
-    legend(figure, axes)
+        table, look = pd.read_csv(folder / grid_table(net, method)), {"color": COLOURS[method]}
+        best = by_rate(table).idxmin() if len(by_rate(table)) else None
+        for axis, column in zip(axes[:, nets.index(net)], GRID, strict=True):
+            by = by_rate(table, column)
+            axis.plot(by.index, by, "-o", ms=4, label=NAMES[method], **look)
+            axis.plot(table["lr"], table[column], ".", ms=2, **look)
+            lost, height = sorted(set(table["lr"]) - set(by.index)), 0.98 - 0.025 * list(COLOURS).index(method)
+            axis.plot(lost, [height] * len(lost), "x", ms=4, transform=axis.get_xaxis_transform(), **look)
+            if best is not None:
+                axis.plot(best, by[best], "*", ms=13, mec="k", mew=0.5, **look)
+    for axis, net in zip(axes[0], nets, strict=True):
+        axis.set(xscale="log", yscale="log", title=TOLD[net], ylim=(None, 2.5))
+    for axis in axes[1]:
+        axis.set(yscale="log", xlabel="learning rate (x: a run diverged)")
+    for axis, label in zip(axes[:, 0], GRID.values(), strict=True):
+        axis.set_ylabel(f"{label},\nlast epochs of the grid")
+        plain(axis, decades=2)
+    figure.suptitle("star: the choice, by validation error", fontsize="medium")
+    legend(figure, [axes[0][0]])
     return figure
 
 

@@ -60,10 +60,11 @@ def test_seconds_are_epochs_times_their_measured_time_on_a_log_axis(tmp_path):
 
 def test_a_learning_rate_that_diverged_is_marked(tmp_path):
     home = folder(tmp_path, sgd=curves(0.1, 0.972))
-    rows = [(1.0, 0, 0.03), (1.0, 1, None), (0.1, 0, 0.03), (0.1, 1, 0.02)]
-    grid = pd.DataFrame(rows, columns=["lr", "seed", "valid_error"])
+    rows = [(1.0, 0, 0.03, 0.2), (1.0, 1, None, None), (0.1, 0, 0.03, 0.2), (0.1, 1, 0.02, 0.3)]
+    grid = pd.DataFrame(rows, columns=["lr", "seed", "valid_error", "objective"])
     grid.to_csv(home / runs.grid_table("plain", "sgd"), index=False)
-    axis = figures(home)["learning_rates"].axes[0]
-    marks = {line.get_marker(): list(line.get_xdata()) for line in axis.lines}
-    assert marks["x"] == [1.0]
-    assert marks["o"] == marks["*"] == [0.1]
+    for axis, mean in zip(figures(home)["learning_rates"].axes, (0.025, 0.25), strict=True):
+        marks = {line.get_marker(): line for line in axis.lines}
+        assert list(marks["x"].get_xdata()) == [1.0]
+        assert list(marks["o"].get_xdata()) == list(marks["*"].get_xdata()) == [0.1]
+        assert marks["*"].get_ydata() == pytest.approx([mean])

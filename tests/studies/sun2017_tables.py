@@ -41,8 +41,9 @@ def folder(tmp_path, best=0.1, variants=(), net="plain", **tables):
     begin(home, SETTINGS | {"variants": list(variants), "nets": [net]}, {})
     for method, table in tables.items():
         table.to_csv(home / runs.curves_table(net, method), index=False)
-        grid = [{"lr": lr, "seed": 0, "valid_error": 0.02 + abs(math.log10(lr / best))} for lr in SETTINGS["rates"]]
-        pd.DataFrame(grid).to_csv(home / runs.grid_table(net, method), index=False)
+        errors = [0.02 + abs(math.log10(lr / best)) for lr in SETTINGS["rates"]]
+        grid = pd.DataFrame({"lr": SETTINGS["rates"], "seed": 0, "valid_error": errors, "objective": 0.1})
+        grid.to_csv(home / runs.grid_table(net, method), index=False)
     return home
 
 

@@ -75,16 +75,17 @@ def _along(net: str, method: str) -> list[tuple[str, Callable[..., pd.DataFrame]
     return [*found, (settled_table(net, method), settled)] if NETS[net] else found
 
 
-def by_rate(grid: Any) -> Any:
-    """The validation error by which a learning rate is chosen.
+def by_rate(grid: Any, column: str = "valid_error") -> Any:
+    """The validation error by which a learning rate is chosen, or another column.
 
     Args:
         grid: A method's table.
+        column: Of it.
 
     Returns:
         Its mean over the last epochs and the seeds, by learning rate; without those of which a run diverged.
     """
-    return grid.groupby("lr")["valid_error"].agg(lambda e: e.mean(skipna=False)).dropna()
+    return grid.groupby("lr")[column].agg(lambda e: e.mean(skipna=False)).dropna()
 
 
 def chosen(folder: Path, net: str, method: str) -> float | None:
