@@ -123,7 +123,7 @@ def _limits(axes: list[Axes], net: str, found: dict[str, Any]) -> None:
     if np.isfinite(tops).all():
         axes[0].set_ylim(0.9 * min(t["objective"].min() for t in trained.values()), 1.2 * max(tops))
     starts = [1 - t[t["epoch"] >= t["epoch"].max() / 10]["valid_error"].quantile(0.95) for t in theirs]
-    ends = [1 - t["valid_error"].min() for t in found.values()]
+    ends = [1 - t["valid_error"].quantile(0.02) for t in trained.values()]
     if np.isfinite([*starts, *ends]).all() and max(ends) > min(starts):
         axes[1].set_ylim(min(starts) - 0.002, max(ends) + 0.002)
     axes[1].axhspan(*ACCURACIES[net][0], color="0.93", zorder=0, label="range of the paper's figure")
