@@ -112,6 +112,15 @@ def test_seeds_of_which_neither_gets_there_say_nothing(tmp_path, known, expected
         assert f"of {10 - known} seeds neither, which says nothing" in claim.measured
 
 
+@pytest.mark.parametrize(("level", "expected"), [(0.3, "inconclusive"), (0.1, "contradicted")])
+def test_where_the_other_never_gets_there_a_dear_step_says_nothing(tmp_path, level, expected):
+    """Its time is then unknown, if above that of its epochs: RNGD's may be more or less."""
+    tables = {"sgd": curves(0.1, 0.97), "adam": curves(level, 0.97), "rngd": curves(0.1, 0.97, rate=0.09)}
+    home = folder(tmp_path, **tables)
+    cost(30).to_csv(home / timing.TABLE, index=False)
+    assert verdict(home, NO_MORE.replace("epochs", "time")) == expected
+
+
 def test_one_lucky_epoch_does_not_reach_a_level(tmp_path):
     rngd = curves(0.1, 0.97, rate=0.05)
     rngd.loc[rngd["epoch"] == 5, "objective"] /= 100

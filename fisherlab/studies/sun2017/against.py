@@ -126,10 +126,13 @@ class Evidence:
         return self.epochs(method, moment, column) > self.settings["epochs"]
 
     def ratios(self, other: str, moment: int, column: str, bound: float) -> list[float]:
-        """Another method's epochs to a level over RNGD's, log10 by seed; where neither got there, at the bound."""
+        """Another method's epochs to a level over RNGD's, log10 by seed, for a claim with a bound."""
         own, theirs = (self.epochs(m, moment, column).clip(lower=0.5) for m in ("rngd", other))
-        neither = self.never("rngd", moment, column) & self.never(other, moment, column)
-        return [float(v) for v in np.log10(theirs / own).mask(neither, bound)]
+        found = np.log10(theirs / own)
+        # Where the other never got there it may be more, where RNGD did not, less: if that may be on the other side of
+        # the bound, it says nothing, and counts as the bound.
+        found = found.mask(self.never(other, moment, column), found.clip(lower=bound))
+        return [float(v) for v in found.mask(self.never("rngd", moment, column), found.clip(upper=bound))]
 
 
 def against_others(found: Evidence) -> list[Claim]:
@@ -180,11 +183,11 @@ def _source(other: str) -> str:
 
 
 def _never(found: Evidence, moment: int, other: str, column: str = "objective") -> str:
-    """Tells of runs that count as if they had got there one epoch after their last."""
+    """Tells of runs that count as if they had got there one epoch after their last, at most up to a claim's bound."""
     never = {m: found.never(m, moment, column) for m in ("rngd", other)}
     told = ", ".join(f"{runs.sum()} runs of {NAMES[m]}" for m, runs in never.items() if runs.any())
     both = int((never["rngd"] & never[other]).sum())
-    undecided = f"; of {both} seeds neither, which says nothing: counted at the bound" if both else ""
+    undecided = f"; of {both} seeds neither, which says nothing" if both else ""
     return f"; never, counted as epoch {found.settings['epochs'] + 1}: {told}{undecided}" if told else ""
 
 
