@@ -170,7 +170,7 @@ def _epochs(found: Evidence, other: str, moment: int, column: str) -> Asked:
     told = found.bounds("sgd", other)
     when = ", ".join(f"{NAMES[m].partition(',')[0]} {epochs:.1f}" for m, epochs in arrived.items())
     return Asked(
-        f"{_reaches(moment, column)} {way.format(_told(other))}", _source(other), found.setting(), expected,
+        f"{_reaches(moment, column)} {way.format(_told(other))}", _source(other, column), found.setting(), expected,
         f"to {found.level(moment, column):.3g}, median epochs: {when}"
         f"{_never(found, moment, other, column)}{told}",
         Effect(found.ratios(other, moment, column, bound), bound),
@@ -178,8 +178,8 @@ def _epochs(found: Evidence, other: str, moment: int, column: str) -> Asked:
     )  # fmt: skip
 
 
-def _source(other: str) -> str:
-    return FIGURE if other in PAPERS else "beyond the paper"
+def _source(other: str, column: str) -> str:
+    return FIGURE if other in PAPERS and column == "objective" else "beyond the paper"
 
 
 def _never(found: Evidence, moment: int, other: str, column: str = "objective") -> str:
