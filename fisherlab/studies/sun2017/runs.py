@@ -16,6 +16,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from fisherlab.studies.study import Part, Tables, read_table
+from fisherlab.studies.sun2017.cases import cases, cases_table
 from fisherlab.studies.sun2017.settings import NAMES, NETS, TOLD, VARIANTS, configured, table_name
 from fisherlab.studies.sun2017.settled import settled, settled_table
 from fisherlab.studies.sun2017.watch import WATCHED, matrices_table, steps_of, watched
@@ -72,7 +73,8 @@ def parts(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> l
 def _along(net: str, method: str) -> list[tuple[str, Callable[..., pd.DataFrame]]]:
     """What is taken from the weights along the runs: the tables' names, and what makes them; git does not keep runs."""
     found = [(matrices_table(net, method), watched)] if method in WATCHED else []
-    return [*found, (settled_table(net, method), settled)] if NETS[net] else found
+    found += [(settled_table(net, method), settled)] if NETS[net] else []
+    return found + ([(cases_table(net, method), cases)] if method == "efngd" and not NETS[net] else [])
 
 
 def by_rate(grid: Any, column: str = "valid_error") -> Any:
