@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from fisherlab.plots.beside import legend
 from fisherlab.plots.ticks import plain
 from fisherlab.studies.study import settings_of
 from fisherlab.studies.sun2017.against import OTHERS
+from fisherlab.studies.sun2017.cases import cases_table
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
 from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
@@ -26,6 +27,12 @@ from fisherlab.studies.sun2017.watch import LINEAR, UNITWISE, WATCHED, matrices_
 COLOURS = {"sgd": "tab:red", "adam": "tab:green", "rngd": "tab:blue", "kfac": "tab:purple", "efngd": "tab:brown"}
 GRID = {"valid_error": "validation error", "objective": "training objective (nats, with L2)"}
 LEAST = 1e-8  # of the largest eigenvalue: what is below is rounding
+SINCE = "change of shape since the\n"
+PANELS = (
+    "eigenvalue: largest, 90 %\n(dashed), median (dotted)",
+    f"{SINCE}start; other cases (dotted)",
+    f"{SINCE}epoch watched before",
+)
 FORMS = {UNITWISE: "per unit", LINEAR: "linear form"}
 COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan"}
 
@@ -52,6 +59,9 @@ def figures(folder: Path) -> dict[str, Figure]:
             drawn[f"matrices_{method}"] = _matrices(folder, watched, method)
     if lagging := [n for n in settings["nets"] if any(settled_of(folder, n, m) is not None for m in METHODS)]:
         drawn["settled"] = _settled(folder, lagging)
+    for net in settings["nets"]:
+        if (folder / cases_table(net, "efngd")).exists():
+            drawn[f"cases_{net}"] = _cases(pd.read_csv(folder / cases_table(net, "efngd")), net)
     return drawn
 
 
@@ -134,16 +144,7 @@ def _grids(folder: Path, nets: list[str], grids: list[tuple[str, str]]) -> Figur
     figure = Figure(figsize=(4.2 * len(nets) + 1.5, 6.4), layout="constrained")
     axes = figure.subplots(2, len(nets), squeeze=False, sharex=True, sharey="row")
     for net, method in grids:
-        table, look = pd.read_csv(folder / grid_table(net, method)), {"color": COLOURS[method]}
-        best = by_rate(table).idxmin() if len(by_rate(table)) else None
-        for axis, column in zip(axes[:, nets.index(net)], GRID, strict=True):
-            by = by_rate(table, column)
-            axis.plot(by.index, by, "-o", ms=4, label=NAMES[method], **look)
-            axis.plot(table["lr"], table[column], ".", ms=2, **look)
-            lost, height = sorted(set(table["lr"]) - set(by.index)), 0.98 - 0.025 * list(COLOURS).index(method)
-            axis.plot(lost, [height] * len(lost), "x", ms=4, transform=axis.get_xaxis_transform(), **look)
-            if best is not None:
-                axis.plot(best, by[best], "*", ms=13, mec="k", mew=0.5, **look)
+        _grid(axes[:, nets.index(net)], pd.read_csv(folder / grid_table(net, method)), method)
     for axis, net in zip(axes[0], nets, strict=True):
         axis.set(xscale="log", yscale="log", title=TOLD[net], ylim=(None, 2.5))
     for axis in axes[1]:
@@ -154,6 +155,20 @@ def _grids(folder: Path, nets: list[str], grids: list[tuple[str, str]]) -> Figur
     figure.suptitle("star: the choice, by validation error", fontsize="medium")
     legend(figure, [axes[0][0]])
     return figure
+
+
+def _grid(axes: Any, table: Any, method: str) -> None:
+    """One method's lines in the two panels of a net."""
+    look: dict[str, Any] = {"color": COLOURS[method]}
+    best = by_rate(table).idxmin() if len(by_rate(table)) else None
+    for axis, column in zip(axes, GRID, strict=True):
+        by = by_rate(table, column)
+        axis.plot(by.index, by, "-o", ms=4, label=NAMES[method], **look)
+        axis.plot(table["lr"], table[column], ".", ms=2, **look)
+        lost, height = sorted(set(table["lr"]) - set(by.index)), 0.98 - 0.025 * list(COLOURS).index(method)
+        axis.plot(lost, [height] * len(lost), "x", ms=4, transform=axis.get_xaxis_transform(), **look)
+        if best is not None:
+            axis.plot(best, by[best], "*", ms=13, mec="k", mew=0.5, **look)
 
 
 def _zones(table: Any) -> Figure:
@@ -171,26 +186,54 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
     """Validation accuracy at the watched epochs: by moving averages (dotted), by the training set's statistics."""
     figure = Figure(figsize=(5.5 * len(nets) + 1.5, 3.8), layout="constrained")
     for axis, net in zip(figure.subplots(1, len(nets), squeeze=False).flat, nets, strict=True):
-        lows = list[float]()
-        for method in METHODS:
-            curves, table = curves_of(folder, net, method), settled_of(folder, net, method)
-            if curves is None or table is None:
-                continue
-            tables = table, curves.assign(epoch=curves["epoch"].round(6))
-            # All seeds, as in the curves: not the mean of those that did not diverge.
-            clean, lagging = (1 - t.pivot(index="epoch", columns="seed", values="valid_error") for t in tables)
-            mean, sd = clean.mean(axis=1, skipna=False), clean.std(axis=1, skipna=False).fillna(0)
-            axis.plot(mean, "-o", ms=4, color=COLOURS[method], label=_label(method, curves))
-            axis.fill_between(mean.index, mean - sd, mean + sd, alpha=0.15, lw=0, color=COLOURS[method])
-            lows += [clean.min(axis=None)] if method not in OTHERS else []
-            axis.plot(lagging.reindex(mean.index).mean(axis=1, skipna=False), ":", color=COLOURS[method])
+        found = {m: (curves_of(folder, net, m), settled_of(folder, net, m)) for m in METHODS}
+        there = {m: pair for m, pair in found.items() if all(table is not None for table in pair)}
+        lows = [_settled_one(axis, m, *pair) for m, pair in there.items()]
+        theirs = [low for m, low in zip(there, lows, strict=True) if m not in OTHERS]
         axis.set(title=TOLD[net], xlabel="epoch", ylabel="validation accuracy (SD shaded)", xscale="log")
-        axis.set_ylim(bottom=min(lows, default=axis.get_ylim()[0]) - 0.002)
-        axis.set_xticks(epochs := settings_of(folder)["watch_epochs"], [f"{epoch}" for epoch in epochs])
-        axis.minorticks_off()
+        axis.set_ylim(bottom=min(theirs, default=axis.get_ylim()[0]) - 0.002)
+        _ticks(axis, settings_of(folder)["watch_epochs"])
     figure.suptitle("normalised by the training set's statistics; dotted: by moving averages", fontsize="medium")
     legend(figure, list(figure.axes))
     return figure
+
+
+def _settled_one(axis: Axes, method: str, curves: Any, table: Any) -> float:
+    """One method's two lines; the least accuracy of its runs."""
+    look: dict[str, Any] = {"color": COLOURS[method]}
+    tables = table, curves.assign(epoch=curves["epoch"].round(6))
+    # All seeds, as in the curves: not the mean of those that did not diverge.
+    clean, lagging = (1 - t.pivot(index="epoch", columns="seed", values="valid_error") for t in tables)
+    mean, sd = clean.mean(axis=1, skipna=False), clean.std(axis=1, skipna=False).fillna(0)
+    axis.plot(mean, "-o", ms=4, label=_label(method, curves), **look)
+    axis.fill_between(mean.index, mean - sd, mean + sd, alpha=0.15, lw=0, **look)
+    axis.plot(lagging.reindex(mean.index).mean(axis=1, skipna=False), ":", **look)
+    return float(clean.min(axis=None))
+
+
+def _cases(table: Any, net: str) -> Figure:
+    """What right and wrong cases count in EF-NGD's step, and their squared gradients, at the watched epochs."""
+    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
+    axes = list(figure.subplots(1, 2))
+    for axis, column in zip(axes, ("weight", "square"), strict=True):
+        for name, colour in (("right", "tab:green"), ("wrong", "tab:red")):
+            by = table.pivot(index="epoch", columns="seed", values=f"{column}_{name}")
+            axis.plot(by, lw=0.5, alpha=0.3, color=colour)
+            axis.plot(by.mean(axis=1, skipna=False), "-o", ms=4, color=colour, label=f"{name} ones")
+        axis.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axis.set(xlabel="epoch", xlim=(-0.1, None))
+        _ticks(axis, sorted(table["epoch"].unique()))
+    axes[0].set(ylabel="what a case counts in the step,\nof what it counts in the gradient", ylim=(0, None))
+    axes[1].set(ylabel="squared gradient of a case (median)", yscale="log")
+    figure.suptitle(f"{TOLD[net]}, {NAMES['efngd']}: means over seeds, and each seed", fontsize="medium")
+    legend(figure, [axes[0]], "classified cases")
+    return figure
+
+
+def _ticks(axis: Axes, epochs: Sequence[float], **look: Any) -> None:
+    """Where the runs were watched, and nowhere else."""
+    axis.set_xticks(epochs, [f"{epoch:g}" for epoch in epochs], **look)
+    axis.minorticks_off()
 
 
 def _matrices(folder: Path, nets: list[str], method: str) -> Figure:
@@ -203,17 +246,13 @@ def _matrices(folder: Path, nets: list[str], method: str) -> Figure:
             label = f"layer {layer} ({FORMS.get(form, form)})"
             _layer(column, layer, part.drop(columns="form"), {"color": f"C{i}"}, label)
         column[0].set(title=f"{TOLD[net]}, {NAMES[method]}", yscale="log")
+        epochs = sorted(table["epoch"].unique())
         column[2].set(xlabel="epoch", yscale="log")
         column[2].set_xscale("symlog", linthresh=1, linscale=0.3)
-        epochs = sorted(table["epoch"].unique())
         column[2].set_xlim(-0.3, 1.2 * max(epochs, default=1))
-        column[2].set_xticks(epochs, [f"{epoch:g}" for epoch in epochs], fontsize="small")
-        column[2].minorticks_off()
-    since = "change of shape since the\n"
+        _ticks(column[2], epochs, fontsize="small")
     axes[0, 0].set_ylim(bottom=LEAST * axes[0, 0].get_ylim()[1])
-    told = "eigenvalue: largest, 90 %\n(dashed), median (dotted)"
-    labels = told, f"{since}start; other cases (dotted)", f"{since}epoch watched before"
-    for axis, label in zip(axes[:, 0], labels, strict=True):
+    for axis, label in zip(axes[:, 0], PANELS, strict=True):
         axis.set_ylabel(label)
     plain(axes[0, 0])
     plain(axes[2, 0], decades=2)

@@ -20,8 +20,8 @@ from fisherlab.training.compare import load
 from fisherlab.training.setup import prepare, resolve
 from tests.studies.sun2017_tables import SETTINGS, curves, folder, make
 
-FIGURES = ["curves_bna", "curves_plain", "learning_rates", "matrices_adam", "matrices_rngd", "matrices_sgd"]
-FIGURES += ["seconds_bna", "seconds_plain", "settled", "variants_plain", "zones"]
+FIGURES = ["cases_plain", "curves_bna", "curves_plain", "learning_rates", "matrices_adam", "matrices_rngd"]
+FIGURES += ["matrices_sgd", "seconds_bna", "seconds_plain", "settled", "variants_plain", "zones"]
 
 
 @pytest.fixture(scope="module")
