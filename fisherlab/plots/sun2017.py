@@ -15,7 +15,7 @@ from fisherlab.plots.beside import legend
 from fisherlab.plots.ticks import plain
 from fisherlab.studies.study import settings_of
 from fisherlab.studies.sun2017.against import OTHERS
-from fisherlab.studies.sun2017.cases import cases_table
+from fisherlab.studies.sun2017.cases import GROUPS, cases_of
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
 from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
@@ -60,8 +60,8 @@ def figures(folder: Path) -> dict[str, Figure]:
     if lagging := [n for n in settings["nets"] if any(settled_of(folder, n, m) is not None for m in METHODS)]:
         drawn["settled"] = _settled(folder, lagging)
     for net in settings["nets"]:
-        if (folder / cases_table(net, "efngd")).exists():
-            drawn[f"cases_{net}"] = _cases(pd.read_csv(folder / cases_table(net, "efngd")), net)
+        if (weights := cases_of(folder, net)) is not None:
+            drawn[f"cases_{net}"] = _cases(weights, net)
     return drawn
 
 
@@ -212,22 +212,38 @@ def _settled_one(axis: Axes, method: str, curves: Any, table: Any) -> float:
 
 
 def _cases(table: Any, net: str) -> Figure:
-    """What right and wrong cases count in EF-NGD's step, and their squared gradients, at the watched epochs."""
-    figure = Figure(figsize=(10.5, 3.8), layout="constrained")
-    axes = list(figure.subplots(1, 2))
-    for axis, column in zip(axes, ("weight", "square"), strict=True):
-        for name, colour in (("right", "tab:green"), ("wrong", "tab:red")):
-            by = table.pivot(index="epoch", columns="seed", values=f"{column}_{name}")
-            axis.plot(by, lw=0.5, alpha=0.3, color=colour)
-            axis.plot(by.mean(axis=1, skipna=False), "-o", ms=4, color=colour, label=f"{name} ones")
+    """What right and wrong cases weigh in EF-NGD's step, their squared gradients, and the wrong ones' parts."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    axes, look = list(figure.subplots(1, 3)), {"color": COLOURS["efngd"]}
+    told = ("weight of a case in the step (mean)\n1: as in the gradient", "squared gradient of a case (median)")
+    for axis, what, label in zip(axes, ("weight", "square"), told, strict=False):
+        for of, style in zip(GROUPS, ("-", "--"), strict=True):
+            _seeds(axis, table, f"{what}_{of}", f"{of} cases", {**look, "ls": style})
+        axis.set_ylabel(label)
+    for column, label, style in (("gradient", "of the gradient", "-."), ("step", "of the step", "--")):
+        _seeds(
+            axes[2],
+            table,
+            f"of_{column}",
+            label,
+            {"color": "0.4" if column == "gradient" else look["color"], "ls": style},
+        )
+    axes[2].set(ylabel="wrong cases' part", ylim=(0, 1))
+    axes[1].set_yscale("log")
+    for axis in axes:
         axis.set_xscale("symlog", linthresh=1, linscale=0.3)
         axis.set(xlabel="epoch", xlim=(-0.1, None))
-        _ticks(axis, sorted(table["epoch"].unique()))
-    axes[0].set(ylabel="what a case counts in the step,\nof what it counts in the gradient", ylim=(0, None))
-    axes[1].set(ylabel="squared gradient of a case (median)", yscale="log")
+        _ticks(axis, sorted(table["epoch"].unique()), fontsize="small")
+        axis.legend(fontsize="small")
     figure.suptitle(f"{TOLD[net]}, {NAMES['efngd']}: means over seeds, and each seed", fontsize="medium")
-    legend(figure, [axes[0]], "classified cases")
     return figure
+
+
+def _seeds(axis: Axes, table: Any, column: str, label: str, look: dict[str, Any]) -> None:
+    """A column by epoch: the mean of all seeds, and each one."""
+    by = table.pivot(index="epoch", columns="seed", values=column)
+    axis.plot(by, lw=0.5, alpha=0.3, **look)
+    axis.plot(by.mean(axis=1, skipna=False), marker="o", ms=4, label=label, **look)
 
 
 def _ticks(axis: Axes, epochs: Sequence[float], **look: Any) -> None:

@@ -1,8 +1,10 @@
-"""What the empirical Fisher makes of the cases: how much each of a batch counts in EF-NGD's step.
+"""What the empirical Fisher makes of the cases: how much each of a batch weighs in EF-NGD's step.
 
-The step's direction is the sum of the cases' gradients g_n, each times an entry of (K / B + lambda I)^-1 1, where K
-holds their products. Of a case whose gradient is orthogonal to the others' that is 1 / (lambda + |g_n|^2 / B): the
-larger its gradient, the less it counts.
+The part of the step's direction that is not L2's is u = sum c_n g_n / (B lambda), of the cases' gradients g_n and
+c = lambda (K / B + lambda I)^-1 1, where K holds their products; lambda includes L2. A case whose gradient is
+orthogonal to the others' has the weight lambda / (lambda + |g_n|^2 / B): the larger its gradient, the less of it is
+left. And c_n = 1 - g_n u: the less, the closer the step comes to taking one nat, times the learning rate, off the
+case's loss; off one with a large loss no more than that.
 """
 
 from __future__ import annotations
@@ -19,75 +21,99 @@ from torch import Tensor, nn
 
 from fisherlab.fisher import Capture, Gram, Kind, statistics
 from fisherlab.likelihood import Likelihood
-from fisherlab.studies.sun2017.settings import configured, table_name
+from fisherlab.studies.study import read_table
+from fisherlab.studies.sun2017.settings import table_name
 from fisherlab.studies.sun2017.watch import steps_of
 
-MEASURES = ("wrong", "weight_right", "weight_wrong", "square_right", "square_wrong")
+GROUPS = ("right", "wrong")
+MEASURES = ("wrong", *(f"{what}_{of}" for what in ("weight", "square") for of in GROUPS), "of_gradient", "of_step")
 
 
 def cases_table(net: str, method: str) -> str:
-    """Name the table of how much the cases count."""
+    """Name the table of how much the cases weigh."""
     return f"{table_name('cases', net, method)}.csv"
 
 
+def cases_of(folder: Path, net: str) -> Any | None:
+    """Read how much the cases weigh in EF-NGD's step.
+
+    Args:
+        folder: The study's.
+        net: A key of `NETS`.
+
+    Returns:
+        The table; None where it is not there, or empty because every learning rate diverged.
+    """
+    path = folder / cases_table(net, "efngd")
+    table = read_table(path) if path.exists() else ()
+    return table if len(table) else None
+
+
 def cases(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Path]]) -> pd.DataFrame:
-    """Take how much the cases count, at the epochs that are watched, in batches of the training set.
+    """Take how much the cases weigh, at the epochs that are watched, in whole batches of the training set.
 
     Args:
         settings: The scale's.
-        runs: By seed, the config and the folder where a run without normalisation left its weights at `steps_of`.
+        runs: By seed, EF-NGD's config, without normalisation, and the folder of its weights at `steps_of`.
 
     Returns:
-        A row per seed and epoch: the fraction of cases that are classified wrongly; the means of what right and wrong
-        ones count, in units of 1 / lambda, so that 1 is what each counts in the gradient alone; the medians of their
-        squared gradients. Not numbers where there is no such case, and from where a run has diverged.
+        A row per seed and epoch: the fraction of cases that are classified wrongly; the mean weights of right and wrong
+        ones, 1 being a case's in the gradient; the medians of their squared gradients; and which part wrong ones are of
+        the sum of all |g|, and of all |c g|. Not numbers where there is no such case, and from where a run diverged.
     """
     from fisherlab.training.compare import checkpoints, load, plain
     from fisherlab.training.setup import prepare, resolve
 
-    damping = float(configured("plain", "efngd", settings["epochs"], settings).damping) + settings["l2"]
     rows: list[dict[str, float]] = []
     for seed, (cfg, folder) in runs.items():
         experiment, kept = prepare(resolve(cfg)), checkpoints(folder)
-        net, split = plain(experiment), experiment.dataset.splits["train"]
-        x, y = (t[: settings["watch_cases"]].split(settings["batch"]) for t in (split.x.double(), split.y))
+        net, split, damping = (
+            plain(experiment),
+            experiment.dataset.splits["train"],
+            experiment.optimizer.ridge.flatten(),
+        )
+        size, most = settings["batch"], settings["watch_cases"]
+        starts = range(0, max(most - most % size, size), size)
         for epoch, step in ({0: 0} | steps_of(settings)).items():
             found = [torch.full((3, 1), math.nan)]
             if step in kept:
                 load(net, kept[step])
             if step in (0, *kept):
-                found = [weighed(net, experiment.likelihood, *batch, damping) for batch in zip(x, y, strict=True)]
+                batches = [(split.x[i : i + size].double(), split.y[i : i + size]) for i in starts]
+                found = [weighed(net, experiment.likelihood, *batch, damping) for batch in batches]
             rows.append({"seed": seed, "epoch": epoch, **_summed(torch.cat(found, 1))})
     return pd.DataFrame(rows, columns=["seed", "epoch", *MEASURES])
 
 
-def weighed(net: nn.Module, likelihood: Likelihood, x: Tensor, y: Tensor, damping: float) -> Tensor:
+def weighed(net: nn.Module, likelihood: Likelihood, x: Tensor, y: Tensor, damping: Tensor) -> Tensor:
     """Weigh the cases of a batch.
 
     Args:
-        net: Without replica axes, and without normalisation.
+        net: Without replica axes, and without normalisation, in float64.
         likelihood: Of its outputs, categorical.
         x: Inputs [B, in].
         y: Classes [B].
-        damping: lambda.
+        damping: lambda, one number.
 
     Returns:
-        Float64 [3, B]: whether a case is classified wrongly; what it counts, times lambda; its squared gradient.
+        [3, B]: whether a case is classified wrongly, its weight c, and its squared gradient.
     """
     captured, gram = Capture(net)(x), Gram()
     observed, _ = captured.backward(likelihood.residual(captured.output, y))
     gram.update(statistics(Kind.EMPIRICAL, captured, likelihood, y, observed), 0.0)
     k = gram.kernel()
     ones = torch.ones_like(k[0])
-    counts = damping * torch.linalg.solve(k / len(x) + damping * torch.diag(ones), ones)
+    weights, _ = torch.linalg.solve_ex(k / len(x) + damping * torch.diag(ones), damping * ones)
     wrong = captured.output.argmax(-1) != y
-    return torch.stack([wrong.double(), counts, k.diagonal()])
+    return torch.stack([wrong.double(), weights, k.diagonal()])
 
 
 def _summed(found: Tensor) -> dict[str, float]:
     """Sum up right and wrong cases; not numbers where there are none."""
-    wrong, counts, square = found
-    groups = {"right": wrong == 0, "wrong": wrong == 1}
-    row = {"wrong": wrong.mean()} | {f"weight_{name}": counts[of].mean() for name, of in groups.items()}
-    row |= {f"square_{name}": square[of].nanmedian() for name, of in groups.items() if of.any()}
-    return {name: float(row.get(name, math.nan)) for name in MEASURES}
+    wrong, weight, square = found
+    lengths = square.sqrt(), (weight * square.sqrt()).abs()
+    parts = [float((length * wrong).sum() / length.sum()) for length in lengths]
+    groups = [wrong == 0, wrong == 1]
+    means = [float(weight[of].mean()) for of in groups]
+    medians = [float(square[of].median()) if of.any() else math.nan for of in groups]
+    return dict(zip(MEASURES, [float(wrong.mean()), *means, *medians, *parts], strict=True))

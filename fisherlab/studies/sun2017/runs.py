@@ -168,8 +168,8 @@ def _fresh(net: str, method: str, settings: Mapping[str, Any], folder: Path, bar
         runs = [Trained("diverged", pd.DataFrame([NOTHING]), home)] * len(cells)
     else:
         runs = _train(cfg, cells, home, bar)
-    # By RNGD's config, in whose form the matrices are taken; seeds and splits are the same for all methods.
-    seen = configured(net, "rngd", settings["epochs"], settings)
+    # The matrices are taken in the form of RNGD's config; seeds and splits are the same for all methods.
+    seen = configured(net, "rngd", settings["epochs"], settings) if method in WATCHED else cfg
     there = zip(cells, runs, strict=True) if rate is not None else ()
     paths = {cell["seed"]: (with_values(seen, cell), run.folder) for cell, run in there}
     found = {curves_table(net, method): _joined(cells, runs)}

@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from fisherlab.models.normalise import DECAY
-from fisherlab.studies.asked import Asked, below, judged
+from fisherlab.studies.asked import Asked, judged
 from fisherlab.studies.judge import Effect, between, holds
 from fisherlab.studies.study import RECORD, Claim, read_table, settings_of
 from fisherlab.studies.sun2017 import timing
 from fisherlab.studies.sun2017.against import FIGURE, POINT, SMALL, Evidence, against_others, variants
-from fisherlab.studies.sun2017.cases import cases_table
+from fisherlab.studies.sun2017.cases import cases_of
 from fisherlab.studies.sun2017.curves import accuracy, averaged, curves_of, ending, setting, unfinished
 from fisherlab.studies.sun2017.runs import by_rate, chosen, grid_table
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
@@ -29,7 +29,7 @@ from fisherlab.studies.sun2017.watch import matrices_table
 ACCURACIES = {"plain": ((0.966, 0.977), (0.965, 0.978)), "bna": ((0.970, 0.978), (0.97, 0.979))}
 COSTS = {"plain": ((0.09, 0.4),) * 2, "bna": ((0.03, 0.5),) * 2}
 MOVED, TIMES = 0.1, 2  # of its norm, and of what other cases change: more than both counts as moving
-COUNTS = 2  # times less is hardly
+SMALLER = 2  # times at least: what counts as less
 STEPS = 8  # most SGD steps that one RNGD step may cost: the project's own bar
 HOURS = 8  # the same, of computing on two cores for the whole study
 
@@ -56,8 +56,8 @@ def claims(folder: Path) -> list[Claim]:
         found += list(_lags(folder, net, curves, settings))
         if (folder / matrices_table(net, "rngd")).exists():
             found += judged(list(_moving(net, read_table(folder / matrices_table(net, "rngd")), settings)))
-        if (folder / cases_table(net, "efngd")).exists():
-            found += judged(list(_weighed(net, read_table(folder / cases_table(net, "efngd")), settings)))
+        if (weights := cases_of(folder, net)) is not None:
+            found += judged([_weighed(net, weights, settings)])
         if cost is not None and {"sgd", "rngd"} <= set(cost["method"]):
             found += judged(list(_cost(net, cost, settings)))
     return found + list(_whole(folder))
@@ -137,21 +137,21 @@ def _moving(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked
             )  # fmt: skip
 
 
-def _weighed(net: str, table: Any, settings: Mapping[str, Any]) -> Iterator[Asked]:
-    """What keeps EF-NGD from getting further, at the last epoch."""
+def _weighed(net: str, table: Any, settings: Mapping[str, Any]) -> Asked:
+    """What EF-NGD's step makes of wrong cases, at the last epoch."""
     last = table[table["epoch"] == table["epoch"].max()]
-    if not len(last):
-        return
-    mean = last.mean()
-    yield Asked(
-        f"{NAMES['efngd']}: the cases that are classified wrongly hardly count in its steps", "beyond the paper",
-        f"{TOLD[net]}, {len(last)} seeds, epoch {last['epoch'].iloc[0]:g}, {settings['watch_cases']} training cases in "
-        f"batches of {settings['batch']}",
-        f"at most 1/{COUNTS} of what the others do",
-        f"{mean['weight_wrong']:.3f} and {mean['weight_right']:.3f} of what they count in the gradient; squared "
-        f"gradients {mean['square_wrong']:.3g} and {mean['square_right']:.3g}; {mean['wrong']:.1%} are wrong",
-        below([float(v) for v in last["weight_wrong"] / last["weight_right"]], 1 / COUNTS),
-        f"log of 1/{COUNTS} over the ratio",
+    mean, lost = last.mean(skipna=False), int(last["of_step"].isna().sum())
+    told = f"; {lost} runs diverged" if lost else ""
+    return Asked(
+        f"{NAMES['efngd']}: cases that are classified wrongly are a smaller part of its step than of the gradient",
+        "ours", f"{TOLD[net]}, {len(last)} seeds, epoch {last['epoch'].iloc[0]:g}, {settings['watch_cases']} training "
+        f"cases in batches of {settings['batch']}; parts of the sum of the cases' lengths in it",
+        f"at most 1/{SMALLER} of it",
+        f"{mean['of_step']:.1%} of the step, {mean['of_gradient']:.1%} of the gradient; {mean['wrong']:.1%} are wrong, "
+        f"of weight {mean['weight_wrong']:.3f}, right ones {mean['weight_right']:.3f}; squared gradients "
+        f"{mean['square_wrong']:.3g} and {mean['square_right']:.3g}, medians of cases{told}",
+        Effect([float(v) for v in last["of_gradient"] / SMALLER - last["of_step"]]),
+        f"1/{SMALLER} of the part of the gradient, less that of the step",
     )  # fmt: skip
 
 
