@@ -11,6 +11,7 @@ from fisherlab.plots.sun2017 import figures
 from fisherlab.studies import sun2017
 from fisherlab.studies.asked import judged
 from fisherlab.studies.sun2017 import runs, timing, verdicts
+from fisherlab.studies.sun2017.against import VARIED
 from fisherlab.studies.sun2017.settings import VARIANTS
 from fisherlab.studies.sun2017.settled import settled_table
 from tests.studies.sun2017_tables import SETTINGS, curves, folder, make, verdict
@@ -269,8 +270,17 @@ def test_competitive_with_adam(tmp_path, accuracy, expected):
 def test_a_variant_is_no_worse_than_rngd(tmp_path, name, accuracy, best, expected):
     tables = {"rngd": curves(0.1, 0.973), name: curves(0.1, accuracy, spread=2e-4)}
     home = folder(tmp_path, best, variants=[name], **tables)
-    start = "RNGD with the softmax RFIM" if "softmax" in name else "RNGD started from the first batch's statistics"
-    assert verdict(home, start) == expected
+    assert verdict(home, f"RNGD {VARIED[name]} is no worse in validation accuracy") == expected
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    ("level", "best", "expected"),
+    [(0.08, 0.1, "reproduced"), (0.1, 0.1, "reproduced"), (0.12, 0.1, "contradicted"), (0.08, 1.0, "inconclusive")],
+)
+def test_a_variant_s_objective_is_no_higher_than_rngd_s(tmp_path, name, level, best, expected):
+    home = folder(tmp_path, best, variants=[name], rngd=curves(0.1, 0.973), **{name: curves(level, 0.9)})
+    assert verdict(home, f"RNGD {VARIED[name]} ends with no higher a training objective") == expected
 
 
 @pytest.mark.parametrize("seeds", [10, 12])
