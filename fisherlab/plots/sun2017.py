@@ -18,7 +18,7 @@ from fisherlab.studies.sun2017.against import OTHERS
 from fisherlab.studies.sun2017.cases import GROUPS, cases_of
 from fisherlab.studies.sun2017.curves import curves_of
 from fisherlab.studies.sun2017.runs import by_rate, grid_table
-from fisherlab.studies.sun2017.settings import METHODS, NAMES, TOLD, VARIANTS
+from fisherlab.studies.sun2017.settings import METHODS, NAMES, RERATED, TOLD, VARIANTS
 from fisherlab.studies.sun2017.settled import settled_of
 from fisherlab.studies.sun2017.timing import TABLE, by_round
 from fisherlab.studies.sun2017.verdicts import ACCURACIES
@@ -34,7 +34,7 @@ PANELS = (
     f"{SINCE}epoch watched before",
 )
 FORMS = {UNITWISE: "per unit", LINEAR: "linear form"}
-COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan"}
+COLOURS |= {"rngd, batch start": "tab:orange", "rngd, softmax": "tab:cyan", "rngd, by objective": "tab:olive"}
 
 
 def figures(folder: Path) -> dict[str, Figure]:
@@ -48,7 +48,8 @@ def figures(folder: Path) -> dict[str, Figure]:
     """
     settings = settings_of(folder)
     drawn = _all_curves(folder, settings)
-    tried = [(n, m) for n in settings["nets"] for m in [*METHODS, *VARIANTS] if (folder / grid_table(n, m)).exists()]
+    own = [m for m in [*METHODS, *VARIANTS] if m not in RERATED]
+    tried = [(n, m) for n in settings["nets"] for m in own if (folder / grid_table(n, m)).exists()]
     if tried:
         drawn["learning_rates"] = _grids(folder, settings["nets"], tried)
     if (folder / "zones.csv").exists():

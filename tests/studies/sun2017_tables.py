@@ -42,7 +42,7 @@ def folder(tmp_path, best=0.1, variants=(), net="plain", **tables):
     for method, table in tables.items():
         table.to_csv(home / runs.curves_table(net, method), index=False)
         errors = [0.02 + abs(math.log10(lr / best)) for lr in SETTINGS["rates"]]
-        grid = pd.DataFrame({"lr": SETTINGS["rates"], "seed": 0, "valid_error": errors, "objective": 0.1})
+        grid = pd.DataFrame({"lr": SETTINGS["rates"], "seed": 0, "valid_error": errors, "objective": errors})
         grid.to_csv(home / runs.grid_table(net, method), index=False)
     return home
 

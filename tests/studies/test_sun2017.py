@@ -197,6 +197,25 @@ def test_the_learning_rate_is_the_best_one_of_those_that_never_diverged(tmp_path
     assert runs.chosen(home, "plain", "sgd") == 0.1
 
 
+def test_the_variant_by_objective_trains_at_rngd_s_rate_of_the_lowest_one(tmp_path, monkeypatch):
+    home, settings = folder(tmp_path, rngd=curves(0.1, 0.97)), SETTINGS | {"variants": ["rngd, by objective"]}
+    grid = pd.DataFrame({"lr": [1.0, 0.1, 0.01], "seed": 0, "valid_error": [0.3, 0.1, 0.2], "objective": [3, 2, 1]})
+    grid.to_csv(home / runs.grid_table("plain", "rngd"), index=False)
+    rates = []
+
+    def trained(cfg, cells, *_):
+        rates.extend(cell["lr"] for cell in cells)
+        assert cfg.optimizer == configured("plain", "rngd", 100, settings).optimizer
+        return [runs.Trained("finished", curves(0.1, 0.9, seeds=1), Path())] * len(cells)
+
+    monkeypatch.setattr(runs, "_train", trained)
+    planned = {part.name: part for part in sun2017.parts(settings, home)}
+    assert "PLAIN, RNGD, rate by objective: grid" not in planned
+    make(planned["PLAIN, RNGD, rate by objective: fresh seeds"], home)
+    assert set(rates) == {0.01}
+    assert runs.chosen(home, "plain", "rngd") == 0.1
+
+
 @pytest.mark.parametrize(
     ("rngd", "best", "tried"),
     [
@@ -230,7 +249,8 @@ def test_what_needs_rngd_s_learning_rate_waits_for_it_and_what_takes_longest_com
     assert len(tables) == len(set(tables))
     assert all(set(part.needs) <= set(tables) for part in planned)
     waiting = [part.name.removeprefix("PLAIN, ") for part in planned if runs.grid_table("plain", "rngd") in part.needs]
-    expected = ["RNGD, batch start: grid", "RNGD, softmax RFIM: grid", "RNGD: fresh seeds"]
+    expected = ["RNGD, batch start: grid", "RNGD, rate by objective: fresh seeds", "RNGD, softmax RFIM: grid"]
+    expected += ["RNGD: fresh seeds"]
     assert sorted(waiting) == expected
     fresh = [part.name.split(":")[0] for part in planned if part.name.endswith("fresh seeds")]
     assert fresh[:2] == ["PLAIN, RNGD, softmax RFIM", "PLAIN, RNGD, batch start"]

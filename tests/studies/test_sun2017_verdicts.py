@@ -283,6 +283,15 @@ def test_a_variant_s_objective_is_no_higher_than_rngd_s(tmp_path, name, level, b
     assert verdict(home, f"RNGD {VARIED[name]} ends with no higher a training objective") == expected
 
 
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("rate", "expected"), [(0.3, "reproduced"), (0.03, "contradicted")])
+def test_a_variant_is_held_against_sgd_per_epoch(tmp_path, name, rate, expected):
+    tables = {"sgd": curves(0.1, 0.97), "rngd": curves(0.1, 0.97, rate=0.05), name: curves(0.1, 0.97, rate=rate)}
+    told = {c.claim: (c.verdict, c.source) for c in sun2017.claims(folder(tmp_path, variants=[name], **tables))}
+    assert told[FEWER] == ("contradicted", "Figure (slides 25, 26)")
+    assert told[FEWER.replace("RNGD", f"RNGD {VARIED[name]}")] == (expected, "beyond the paper")
+
+
 @pytest.mark.parametrize("seeds", [10, 12])
 def test_a_method_of_which_a_run_diverged_decides_nothing(tmp_path, seeds):
     table = cut(curves(0.1, 0.974, seeds=seeds), [1003], 30)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ MEASURES = {"objective": "objective", "batch_loss": "mean loss of an epoch's bat
 VARIED = {
     "rngd, batch start": "started from the first batch's statistics, with a factorisation in each of 100 steps,",
     "rngd, softmax": "with the softmax RFIM of the last layer (the theory; the authors' code has the linear form)",
+    "rngd, by objective": "at the learning rate of the grid's lowest training objective",
 }
+OWN = {"rngd": "RNGD"} | {variant: f"RNGD {told}" for variant, told in VARIED.items()}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Evidence:
         settings: The scale's.
         curves: By method, a table each; RNGD's is among them.
         cost: The table of the cost of a step; None where it is not there.
+        own: Which of the methods is held against the others: RNGD, or a variant of it.
     """
 
     folder: Path
@@ -78,14 +81,15 @@ class Evidence:
     settings: Mapping[str, Any]
     curves: Mapping[str, Any]
     cost: Any | None
+    own: str = "rngd"
 
     def setting(self) -> str:
         """Under which conditions."""
-        return setting(self.net, self.settings, self.curves["rngd"])
+        return setting(self.net, self.settings, self.curves[self.own])
 
     def bounds(self, *methods: str) -> str:
-        """Which of the methods' learning rates, RNGD's among them, are ends of their grids."""
-        return "".join(at_bound(self.folder, self.net, m) for m in dict.fromkeys((*methods, "rngd")))
+        """Which of the methods' learning rates, its own among them, are ends of their grids."""
+        return "".join(at_bound(self.folder, self.net, m) for m in dict.fromkeys((*methods, self.own)))
 
     def costs(self, other: str) -> Any | None:
         """What a step of RNGD costs of another method's, log10 by round; None where it was not timed."""
@@ -127,13 +131,13 @@ class Evidence:
         return self.epochs(method, moment, column) > self.settings["epochs"]
 
     def ratios(self, other: str, moment: int, column: str, bound: float) -> list[float]:
-        """Another method's epochs to a level over RNGD's, log10 by seed, for a claim with a bound."""
-        own, theirs = (self.epochs(m, moment, column).clip(lower=0.5) for m in ("rngd", other))
+        """Another method's epochs to a level over its own, log10 by seed, for a claim with a bound."""
+        own, theirs = (self.epochs(m, moment, column).clip(lower=0.5) for m in (self.own, other))
         found = np.log10(theirs / own)
-        # Where the other never got there it may be more, where RNGD did not, less: if that may be on the other side of
+        # Where the other never got there it may be more, where it did not, less: if that may be on the other side of
         # the bound, it says nothing, and counts as the bound.
         found = found.mask(self.never(other, moment, column), found.clip(lower=bound))
-        return [float(v) for v in found.mask(self.never("rngd", moment, column), found.clip(upper=bound))]
+        return [float(v) for v in found.mask(self.never(self.own, moment, column), found.clip(upper=bound))]
 
 
 def against_others(found: Evidence) -> list[Claim]:
@@ -161,17 +165,18 @@ def _told(other: str) -> str:
     return NAMES[other].replace(", ", " at ")
 
 
-def _reaches(moment: int, column: str = "objective") -> str:
-    return f"RNGD reaches SGD's {MEASURES[column]} of epoch {moment} (its median seed's, times {FACTOR:g})"
+def _reaches(own: str, moment: int, column: str = "objective") -> str:
+    return f"{OWN[own]} reaches SGD's {MEASURES[column]} of epoch {moment} (its median seed's, times {FACTOR:g})"
 
 
 def _epochs(found: Evidence, other: str, moment: int, column: str) -> Asked:
     way, expected, bound = RIVALS[other]["epochs"]
-    arrived = {m: found.epochs(m, moment, column).median() for m in ("rngd", other, "sgd")}
+    arrived = {m: found.epochs(m, moment, column).median() for m in (found.own, other, "sgd")}
     told = found.bounds("sgd", other)
     when = ", ".join(f"{NAMES[m].partition(',')[0]} {epochs:.1f}" for m, epochs in arrived.items())
     return Asked(
-        f"{_reaches(moment, column)} {way.format(_told(other))}", _source(other, column), found.setting(), expected,
+        f"{_reaches(found.own, moment, column)} {way.format(_told(other))}", _source(found.own, other, column),
+        found.setting(), expected,
         f"to {found.level(moment, column):.3g}, median epochs: {when}"
         f"{_never(found, moment, other, column)}{told}",
         Effect(found.ratios(other, moment, column, bound), bound),
@@ -179,15 +184,16 @@ def _epochs(found: Evidence, other: str, moment: int, column: str) -> Asked:
     )  # fmt: skip
 
 
-def _source(other: str, column: str) -> str:
-    return FIGURE if other in PAPERS and column == "objective" else "beyond the paper"
+def _source(own: str, other: str, column: str) -> str:
+    drawn = own == "rngd" and other in PAPERS and column == "objective"
+    return FIGURE if drawn else "beyond the paper"
 
 
 def _never(found: Evidence, moment: int, other: str, column: str = "objective") -> str:
     """Tells of runs that count as if they had got there one epoch after their last, at most up to a claim's bound."""
-    never = {m: found.never(m, moment, column) for m in ("rngd", other)}
+    never = {m: found.never(m, moment, column) for m in (found.own, other)}
     told = ", ".join(f"{runs.sum()} runs of {NAMES[m]}" for m, runs in never.items() if runs.any())
-    both = int((never["rngd"] & never[other]).sum())
+    both = int((never[found.own] & never[other]).sum())
     undecided = f"; of {both} seeds neither, which says nothing" if both else ""
     return f"; never, counted as epoch {found.settings['epochs'] + 1}: {told}{undecided}" if told else ""
 
@@ -200,7 +206,7 @@ def _seconds(found: Evidence, other: str, moment: int) -> Iterator[Asked]:
     ratios = found.ratios(other, moment, "objective", bound + float(cost.mean()))
     effect = Effect(ratios, bound, [float(v) for v in cost])
     yield Asked(
-        f"{_reaches(moment)} {way.format(_told(other))}", "beyond the paper",
+        f"{_reaches(found.own, moment)} {way.format(_told(other))}", "beyond the paper",
         f"{found.setting()}; {found.timed()}", expected,
         f"{10**effect.mean:.2f} times as fast, a step costing {10 ** cost.mean():.1f} of {NAMES[other]}'s"
         f"{_never(found, moment, other)}{told}",
@@ -247,10 +253,13 @@ def variants(found: Evidence) -> list[Claim]:
         found: Of a net, with the variants' curves that there are.
 
     Returns:
-        The claims, one family.
+        The claims: beside RNGD one family, by epochs beside SGD one of each variant.
     """
     there = [variant for variant in VARIANTS if variant in found.curves]
-    return judged([one for variant in there for one in _varied(found, variant)])
+    claims = judged([one for variant in there for one in _varied(found, variant)])
+    for own in there if "sgd" in found.curves else ():
+        claims += judged([_epochs(replace(found, own=own), "sgd", moment, "objective") for moment in found.moments])
+    return claims
 
 
 def _varied(found: Evidence, variant: str) -> Iterator[Asked]:
@@ -260,13 +269,13 @@ def _varied(found: Evidence, variant: str) -> Iterator[Asked]:
     told = f"{found.lost(variant, 'rngd')}{bounds}"
     gain = Effect([float(v) for v in accuracy(curves) - accuracy(own)], -POINT)
     yield Asked(
-        f"RNGD {VARIED[variant]} is no worse in validation accuracy", *rest, f"at most {POINT:g} below",
+        f"{OWN[variant]} is no worse in validation accuracy", *rest, f"at most {POINT:g} below",
         f"by {gain.mean:+.4f}{told}", gain, _last(found), not bounds,
     )  # fmt: skip
     ends = [ending(table, "objective") for table in (own, curves)]
     less = Effect([float(v) for v in np.log10(ends[0] / ends[1])], -SMALL)
     yield Asked(
-        f"RNGD {VARIED[variant]} ends with no higher a training objective", *rest, f"at most {10**SMALL - 1:.0%} above",
+        f"{OWN[variant]} ends with no higher a training objective", *rest, f"at most {10**SMALL - 1:.0%} above",
         f"{ends[1].mean(skipna=False):.4f} nats, RNGD {ends[0].mean(skipna=False):.4f}{told}", less,
         f"log10 ratio by seed, mean of the last {averaged(found.settings)} epochs", not bounds,
     )  # fmt: skip

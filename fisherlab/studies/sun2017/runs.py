@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fisherlab.studies.study import Part, Tables, read_table
 from fisherlab.studies.sun2017.cases import cases, cases_table
-from fisherlab.studies.sun2017.settings import NAMES, NETS, TOLD, VARIANTS, configured, table_name
+from fisherlab.studies.sun2017.settings import NAMES, NETS, RERATED, TOLD, VARIANTS, configured, table_name
 from fisherlab.studies.sun2017.settled import settled, settled_table
 from fisherlab.studies.sun2017.watch import WATCHED, matrices_table, steps_of, watched
 from fisherlab.sweep.space import with_values
@@ -33,9 +33,14 @@ MOST = 20  # runs side by side
 NEIGHBOURS = 3  # learning rates of a variant's grid at first, around RNGD's best
 
 
+def rated_by(method: str) -> tuple[str, str]:
+    """Tell by whose grid, and by which column of it, a method's learning rate is chosen."""
+    return RERATED.get(method, (method, "valid_error"))
+
+
 def grid_table(net: str, method: str) -> str:
-    """Name the table of a method's grid."""
-    return f"{table_name('grid', net, method)}.csv"
+    """Name the table of the grid that a method's learning rate is chosen from."""
+    return f"{table_name('grid', net, rated_by(method)[0])}.csv"
 
 
 def grid_curves_table(net: str, method: str) -> str:
@@ -58,16 +63,16 @@ def parts(net: str, method: str, settings: Mapping[str, Any], folder: Path) -> l
         folder: The study's.
 
     Returns:
-        The curves, which take longer, with what is taken from the weights along them; and the grid that they need. A
-        variant's grid needs RNGD's.
+        The curves, which take longer, with what is taken from the weights along them; and the grid that they need,
+        where it is the method's own. A variant's grid needs RNGD's.
     """
     told, along = f"{TOLD[net]}, {NAMES[method]}", tuple(name for name, _ in _along(net, method))
     grid, before = grid_table(net, method), (grid_table(net, "rngd"),) if method in VARIANTS else ()
     leaves, summed = (curves_table(net, method), *along), (grid, grid_curves_table(net, method))
-    return [
-        Part(f"{told}: fresh seeds", leaves, partial(_fresh, net, method, settings, folder), needs=(grid,)),
-        Part(f"{told}: grid", summed, partial(_grid, net, method, settings, folder), needs=before),
-    ]
+    fresh = Part(f"{told}: fresh seeds", leaves, partial(_fresh, net, method, settings, folder), needs=(grid,))
+    if method in RERATED:
+        return [fresh]
+    return [fresh, Part(f"{told}: grid", summed, partial(_grid, net, method, settings, folder), needs=before)]
 
 
 def _along(net: str, method: str) -> list[tuple[str, Callable[..., pd.DataFrame]]]:
@@ -101,7 +106,7 @@ def chosen(folder: Path, net: str, method: str) -> float | None:
     Returns:
         It; None where every one diverged.
     """
-    errors = by_rate(read_table(folder / grid_table(net, method)))
+    errors = by_rate(read_table(folder / grid_table(net, method)), rated_by(method)[1])
     return float(errors.idxmin()) if len(errors) else None
 
 

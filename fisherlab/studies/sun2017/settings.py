@@ -33,11 +33,15 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "rngd, batch start": ("optimizer=rngd", "optimizer.ema_start=batch", "optimizer.inverse_early=100"),
     "rngd, softmax": ("optimizer=rngd", "optimizer.last=layer"),
+    "rngd, by objective": ("optimizer=rngd",),
 }
+# Variants that only take another learning rate of another method's grid: that method's, by this column of it.
+RERATED: Mapping[str, tuple[str, str]] = {"rngd, by objective": ("rngd", "objective")}
 NAMES = {"sgd": "SGD", "adam": "Adam", "rngd": "RNGD", "kfac": "K-FAC, damping 0.1", "efngd": "EF-NGD, damping 1"}
 NAMES |= {"rngd, batch start": "RNGD, batch start", "rngd, softmax": "RNGD, softmax RFIM"}
+NAMES |= {"rngd, by objective": "RNGD, rate by objective"}
 # What takes longest comes first, so that of several processes none is left alone with it in the end.
-ORDER = ("rngd, softmax", "rngd, batch start", "rngd", "kfac", "efngd", "adam", "sgd")
+ORDER = ("rngd, softmax", "rngd, batch start", "rngd, by objective", "rngd", "kfac", "efngd", "adam", "sgd")
 
 
 def table_name(kind: str, net: str, method: str) -> str:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from fisherlab.studies.study import Part, Tables
-from fisherlab.studies.sun2017.settings import configured
+from fisherlab.studies.sun2017.settings import RERATED, configured
 from fisherlab.sweep.space import with_values
 
 TABLE = "cost.csv"
@@ -58,7 +58,8 @@ def _prepared(settings: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
 
     runs: dict[tuple[str, str], Any] = {}
     for net in settings["nets"]:
-        for method in [*settings["methods"], *(settings["variants"] if net == settings["nets"][0] else ())]:
+        variants = [v for v in settings["variants"] if v not in RERATED] if net == settings["nets"][0] else []
+        for method in [*settings["methods"], *variants]:
             experiment = prepare(resolve(with_values(configured(net, method, 1, settings), {"lr": 1e-4})))
             experiment.datasets = next(iter(runs.values()), experiment).datasets  # one seed, so one split
             _seconds(experiment, 1)  # which starts the averages

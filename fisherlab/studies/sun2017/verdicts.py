@@ -19,7 +19,7 @@ from fisherlab.studies.sun2017 import timing
 from fisherlab.studies.sun2017.against import FIGURE, POINT, SMALL, Evidence, against_others, variants
 from fisherlab.studies.sun2017.cases import cases_of
 from fisherlab.studies.sun2017.curves import accuracy, averaged, curves_of, ending, setting, unfinished
-from fisherlab.studies.sun2017.runs import by_rate, chosen, grid_table
+from fisherlab.studies.sun2017.runs import by_rate, chosen, grid_table, rated_by
 from fisherlab.studies.sun2017.settings import NAMES, TOLD
 from fisherlab.studies.sun2017.settled import settled_accuracy
 from fisherlab.studies.sun2017.watch import matrices_table
@@ -194,8 +194,8 @@ def _whole(folder: Path) -> Iterator[Claim]:
 
 
 def _runner_up(folder: Path, net: str, method: str) -> dict[str, float]:
-    """The grid's second learning rate, and by how much its validation error is above the best one's."""
-    errors = by_rate(read_table(folder / grid_table(net, method))).sort_values()
+    """The grid's second learning rate, and by how much it is worse in that by which the best one was chosen."""
+    errors = by_rate(read_table(folder / grid_table(net, method)), rated_by(method)[1]).sort_values()
     rate, behind = (errors.index[1], errors.iloc[1] - errors.iloc[0]) if len(errors) > 1 else (math.nan, math.nan)
     return {"next_lr": float(rate), "next_error_more": float(behind)}
 
@@ -208,7 +208,7 @@ def last_epochs(folder: Path, settings: Mapping[str, Any]) -> pd.DataFrame:
         settings: The scale's.
 
     Returns:
-        A row per net and method: learning rate, the grid's next one with its error over the best one's, accuracies with
+        A row per net and method: learning rate, the grid's next one with how much worse it is, accuracies with
         their SD over seeds, objective, all means of the last epochs; not numbers where a run did not finish.
     """
     rows = []
