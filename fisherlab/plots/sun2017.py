@@ -215,20 +215,14 @@ def _settled_one(axis: Axes, method: str, curves: Any, table: Any) -> float:
 def _cases(table: Any, net: str) -> Figure:
     """What right and wrong cases weigh in EF-NGD's step, their squared gradients, and the wrong ones' parts."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    axes, look = list(figure.subplots(1, 3)), {"color": COLOURS["efngd"]}
+    axes, own = list(figure.subplots(1, 3)), COLOURS["efngd"]
     told = ("weight of a case in the step (mean)\n1: as in the gradient", "squared gradient of a case (median)")
     for axis, what, label in zip(axes, ("weight", "square"), told, strict=False):
         for of, style in zip(GROUPS, ("-", "--"), strict=True):
-            _seeds(axis, table, f"{what}_{of}", f"{of} cases", {**look, "ls": style})
+            _seeds(axis, table, f"{what}_{of}", f"{of} cases", {"color": own, "ls": style})
         axis.set_ylabel(label)
-    for column, label, style in (("gradient", "of the gradient", "-."), ("step", "of the step", "--")):
-        _seeds(
-            axes[2],
-            table,
-            f"of_{column}",
-            label,
-            {"color": "0.4" if column == "gradient" else look["color"], "ls": style},
-        )
+    for what, colour, style in (("gradient", "0.4", "-."), ("step", own, "--")):
+        _seeds(axes[2], table, f"of_{what}", f"of the {what}", {"color": colour, "ls": style})
     axes[2].set(ylabel="wrong cases' part", ylim=(0, 1))
     axes[1].set_yscale("log")
     for axis in axes:

@@ -27,7 +27,7 @@ from fisherlab.studies.sun2017.curves import (
     smooth,
     unfinished,
 )
-from fisherlab.studies.sun2017.settings import NAMES, NETS, VARIANTS
+from fisherlab.studies.sun2017.settings import NAMES, NETS, RERATED, VARIANTS
 from fisherlab.studies.sun2017.settled import settled_accuracy
 from fisherlab.studies.sun2017.timing import by_round
 
@@ -134,8 +134,8 @@ class Evidence:
         """Another method's epochs to a level over its own, log10 by seed, for a claim with a bound."""
         own, theirs = (self.epochs(m, moment, column).clip(lower=0.5) for m in (self.own, other))
         found = np.log10(theirs / own)
-        # Where the other never got there it may be more, where it did not, less: if that may be on the other side of
-        # the bound, it says nothing, and counts as the bound.
+        # Where the other never got there it may be more, where its own did not, less: if that may be on the other side
+        # of the bound, it says nothing, and counts as the bound.
         found = found.mask(self.never(other, moment, column), found.clip(lower=bound))
         return [float(v) for v in found.mask(self.never(self.own, moment, column), found.clip(upper=bound))]
 
@@ -263,9 +263,9 @@ def variants(found: Evidence) -> list[Claim]:
 
 
 def _varied(found: Evidence, variant: str) -> Iterator[Asked]:
-    """By accuracy, and by the training objective, which the choice of the learning rate does not look at."""
+    """By accuracy, and by the training objective, which a choice by validation error does not look at."""
     own, curves, bounds = found.curves["rngd"], found.curves[variant], found.bounds(variant)
-    rest = ("ours; the sheet leaves it open", f"{found.setting()}, from RNGD's best on")
+    rest = ("ours; the sheet leaves it open", found.setting() + ("" if variant in RERATED else ", from RNGD's best on"))
     told = f"{found.lost(variant, 'rngd')}{bounds}"
     gain = Effect([float(v) for v in accuracy(curves) - accuracy(own)], -POINT)
     yield Asked(

@@ -67,12 +67,8 @@ def cases(settings: Mapping[str, Any], runs: Mapping[int, tuple[DictConfig, Path
     rows: list[dict[str, float]] = []
     for seed, (cfg, folder) in runs.items():
         experiment, kept = prepare(resolve(cfg)), checkpoints(folder)
-        net, split, damping = (
-            plain(experiment),
-            experiment.dataset.splits["train"],
-            experiment.optimizer.ridge.flatten(),
-        )
-        size, most = settings["batch"], settings["watch_cases"]
+        net, split = plain(experiment), experiment.dataset.splits["train"]
+        damping, size, most = experiment.optimizer.ridge.flatten(), settings["batch"], settings["watch_cases"]
         starts = range(0, max(most - most % size, size), size)
         for epoch, step in ({0: 0} | steps_of(settings)).items():
             found = [torch.full((3, 1), math.nan)]
