@@ -189,18 +189,20 @@ def _settled(folder: Path, nets: list[str]) -> Figure:
     for axis, net in zip(figure.subplots(1, len(nets), squeeze=False).flat, nets, strict=True):
         found = {m: (curves_of(folder, net, m), settled_of(folder, net, m)) for m in METHODS}
         there = {m: pair for m, pair in found.items() if all(table is not None for table in pair)}
-        lows = [_settled_one(axis, m, *pair) for m, pair in there.items()]
-        theirs = [low for m, low in zip(there, lows, strict=True) if m not in OTHERS]
+        drawn = {m: _settled_one(axis, m, *pair) for m, pair in there.items()}
+        ends = {m: pair for m, pair in drawn.items() if np.isfinite(pair).all()}  # not of diverged runs alone
+        theirs = [low for m, (low, _) in ends.items() if m not in OTHERS]
         axis.set(title=TOLD[net], xlabel="epoch", ylabel="validation accuracy (SD shaded)", xscale="log")
-        axis.set_ylim(bottom=min(theirs, default=axis.get_ylim()[0]) - 0.002)
+        if theirs:  # another one that is far behind leaves the axis
+            axis.set_ylim(min(theirs) - 0.002, max(high for _, high in ends.values()) + 0.002)
         _ticks(axis, settings_of(folder)["watch_epochs"])
     figure.suptitle("normalised by the training set's statistics; dotted: by moving averages", fontsize="medium")
     legend(figure, list(figure.axes))
     return figure
 
 
-def _settled_one(axis: Axes, method: str, curves: Any, table: Any) -> float:
-    """One method's two lines; the least accuracy of its runs."""
+def _settled_one(axis: Axes, method: str, curves: Any, table: Any) -> tuple[float, float]:
+    """One method's two lines; the least accuracy of its runs, and the highest."""
     look: dict[str, Any] = {"color": COLOURS[method]}
     tables = table, curves.assign(epoch=curves["epoch"].round(6))
     # All seeds, as in the curves: not the mean of those that did not diverge.
@@ -209,7 +211,7 @@ def _settled_one(axis: Axes, method: str, curves: Any, table: Any) -> float:
     axis.plot(mean, "-o", ms=4, label=_label(method, curves), **look)
     axis.fill_between(mean.index, mean - sd, mean + sd, alpha=0.15, lw=0, **look)
     axis.plot(lagging.reindex(mean.index).mean(axis=1, skipna=False), ":", **look)
-    return float(clean.min(axis=None))
+    return float(clean.min(axis=None)), float(clean.max(axis=None))
 
 
 def _cases(table: Any, net: str) -> Figure:
