@@ -8,6 +8,7 @@ import pytest
 
 from fisherlab.plots.sun2017 import figures
 from fisherlab.studies.sun2017 import runs, timing
+from fisherlab.studies.sun2017.settled import settled_table
 from tests.studies.sun2017_tables import curves, folder
 
 
@@ -68,3 +69,20 @@ def test_a_learning_rate_that_diverged_is_marked(tmp_path):
         assert list(marks["x"].get_xdata()) == [1.0]
         assert list(marks["o"].get_xdata()) == list(marks["*"].get_xdata()) == [0.1]
         assert marks["*"].get_ydata() == pytest.approx([mean])
+
+
+@pytest.mark.parametrize("lost", [(), ("sgd",), ("sgd", "rngd", "efngd")])
+def test_settled_accuracies_are_shown_between_the_paper_s_methods_and_the_best(tmp_path, lost):
+    """Whatever one does that is far behind, or of which every run diverged."""
+    ends = {"sgd": 0.972, "rngd": 0.974, "efngd": 0.8}
+    home = folder(tmp_path, net="bna", **{m: curves(0.1, end) for m, end in ends.items()})
+    for method, end in ends.items():
+        errors = np.nan if method in lost else 1 - end
+        rows = [{"seed": 1000 + i, "epoch": 1, "valid_error": errors} for i in range(10)]
+        pd.DataFrame(rows).to_csv(home / settled_table("bna", method), index=False)
+    figure = figures(home)["settled"]
+    figure.savefig(tmp_path / "settled.png")
+    if "rngd" not in lost:
+        assert shown(figure.axes[0], [0.974] if lost else [0.972, 0.974])
+        assert not shown(figure.axes[0], [0.965])
+        assert not shown(figure.axes[0], [0.98])
