@@ -107,10 +107,12 @@ def test_seeds_of_which_neither_gets_there_say_nothing(tmp_path, known, expected
     rngd.loc[rngd["seed"] < 1000 + known, ["objective"]] /= 3
     home = folder(tmp_path, sgd=curves(0.1, 0.97), adam=slow, rngd=rngd)
     cost(1.2).to_csv(home / timing.TABLE, index=False)
-    for start in (NO_MORE, NO_MORE.replace("epochs", "time")):
+    in_time = NO_MORE.replace("epochs", "time")
+    for start in (NO_MORE, in_time):
         claim = next(c for c in sun2017.claims(home) if c.claim == start)
         assert claim.verdict == expected
         assert f"of {10 - known} seeds neither, which says nothing" in claim.measured
+        assert ("times as fast" in claim.measured) == (start == in_time and known > 0)
 
 
 @pytest.mark.parametrize(("level", "expected"), [(0.3, "inconclusive"), (0.1, "contradicted")])

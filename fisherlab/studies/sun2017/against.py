@@ -130,6 +130,10 @@ class Evidence:
         """Whether by seed it never gets there."""
         return self.epochs(method, moment, column) > self.settings["epochs"]
 
+    def neither(self, other: str, moment: int, column: str = "objective") -> Any:
+        """Whether by seed neither it nor another method ever gets there."""
+        return self.never(self.own, moment, column) & self.never(other, moment, column)
+
     def ratios(self, other: str, moment: int, column: str, bound: float) -> list[float]:
         """Another method's epochs to a level over its own, log10 by seed, for a claim with a bound."""
         own, theirs = (self.epochs(m, moment, column).clip(lower=0.5) for m in (self.own, other))
@@ -193,7 +197,7 @@ def _never(found: Evidence, moment: int, other: str, column: str = "objective") 
     """Tells of runs that count as if they had got there one epoch after their last, at most up to a claim's bound."""
     never = {m: found.never(m, moment, column) for m in (found.own, other)}
     told = ", ".join(f"{runs.sum()} runs of {NAMES[m]}" for m, runs in never.items() if runs.any())
-    both = int((never[found.own] & never[other]).sum())
+    both = int(found.neither(other, moment, column).sum())
     undecided = f"; of {both} seeds neither, which says nothing" if both else ""
     return f"; never, counted as epoch {found.settings['epochs'] + 1}: {told}{undecided}" if told else ""
 
@@ -205,10 +209,12 @@ def _seconds(found: Evidence, other: str, moment: int) -> Iterator[Asked]:
     (way, expected, bound), told = RIVALS[other]["seconds"], found.bounds("sgd", other)
     ratios = found.ratios(other, moment, "objective", bound + float(cost.mean()))
     effect = Effect(ratios, bound, [float(v) for v in cost])
+    known = not found.neither(other, moment).all()  # else the ratio is the bound's
+    speed = f"{10**effect.mean:.2f} times as fast" if known else "no ratio of times"
     yield Asked(
         f"{_reaches(found.own, moment)} {way.format(_told(other))}", "beyond the paper",
         f"{found.setting()}; {found.timed()}", expected,
-        f"{10**effect.mean:.2f} times as fast, a step costing {10 ** cost.mean():.1f} of {NAMES[other]}'s"
+        f"{speed}, a step costing {10 ** cost.mean():.1f} of {NAMES[other]}'s"
         f"{_never(found, moment, other)}{told}",
         effect, "log10 ratio of seconds, with the spread of the rounds of timing", not told,
     )  # fmt: skip
