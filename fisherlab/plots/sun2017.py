@@ -67,7 +67,7 @@ def figures(folder: Path) -> dict[str, Figure]:
 
 
 def _all_curves(folder: Path, settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """By epoch and by second the methods, by epoch RNGD's variants."""
+    """By epoch and by second the methods; by epoch RNGD's variants, beside it and SGD."""
     drawn = {}
     for net in settings["nets"]:
         found = {m: table for m in [*METHODS, *VARIANTS] if (table := curves_of(folder, net, m)) is not None}
@@ -80,7 +80,7 @@ def _all_curves(folder: Path, settings: Mapping[str, Any]) -> dict[str, Figure]:
             timed = {m: table for m, table in methods.items() if m in ms}
             drawn[f"seconds_{net}"] = _curves(net, timed, {m: ms[m] * steps / 1e3 for m in timed})
         if any(m in found for m in VARIANTS):
-            varied = {m: table for m, table in found.items() if m in ("rngd", *VARIANTS)}
+            varied = {m: table for m, table in found.items() if m in ("sgd", "rngd", *VARIANTS)}
             drawn[f"variants_{net}"] = _curves(net, varied, None)
     return drawn
 

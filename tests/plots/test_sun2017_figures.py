@@ -47,6 +47,13 @@ def test_the_legend_tells_the_learning_rate_and_how_many_runs_diverged(tmp_path)
     assert sum(math.isfinite(line.get_ydata()[-1]) for line in each) == 9
 
 
+def test_variants_are_shown_beside_rngd_and_sgd_which_they_are_judged_against(tmp_path):
+    tables = {name: curves(0.1, 0.974) for name in ("sgd", "adam", "rngd", "rngd, softmax")}
+    axis = figures(folder(tmp_path, **tables))["variants_plain"].axes[1]
+    labels = [line.get_label().partition(", learning")[0] for line in axis.lines]
+    assert labels == ["SGD", "RNGD", "RNGD, softmax RFIM"]
+
+
 def test_seconds_are_epochs_times_their_measured_time_on_a_log_axis(tmp_path):
     home = folder(tmp_path, sgd=curves(0.1, 0.972), rngd=curves(0.1, 0.974))
     rows = [("sgd", 1.0, 0.0, 1), ("rngd", 4.0, 100.0, 100)]
