@@ -27,7 +27,7 @@ from fisherlab.studies.sun2017.curves import (
     smooth,
     unfinished,
 )
-from fisherlab.studies.sun2017.settings import NAMES, NETS, RERATED, VARIANTS
+from fisherlab.studies.sun2017.settings import NAMES, RERATED, VARIANTS
 from fisherlab.studies.sun2017.settled import settled_accuracy
 from fisherlab.studies.sun2017.timing import by_round
 
@@ -54,7 +54,11 @@ LEVEL = {
 }
 PAPERS, OTHERS = {"sgd": AHEAD, "adam": LEVEL}, {"kfac": LEVEL, "efngd": LEVEL}
 RIVALS = PAPERS | OTHERS
-MEASURES = {"objective": "objective", "batch_loss": "mean loss of an epoch's batches"}  # in which levels are set
+MEASURES = {  # in which levels are set: the objective has L2, which may hide who fits better; the others have not
+    "objective": "objective",
+    "train_loss": "training loss without L2",
+    "batch_loss": "mean loss of an epoch's batches",  # as the weights move, and by the batches' own statistics
+}
 VARIED = {
     "rngd, batch start": "started from the first batch's statistics, with a factorisation in each of 100 steps,",
     "rngd, softmax": "with the softmax RFIM of the last layer (the theory; the authors' code has the linear form)",
@@ -151,14 +155,13 @@ def against_others(found: Evidence) -> list[Claim]:
         found: Of a net.
 
     Returns:
-        The claims: those by epochs, by seconds and by accuracy, a family each; by epochs of a net with normalisation
-        also without what its moving averages lag behind.
+        The claims: those by epochs to levels of each measure, by seconds and by accuracy, a family each.
     """
     claims: list[Claim] = []
     for rivals, moments in ((PAPERS, found.moments), (OTHERS, found.moments[-1:])):
         others = [other for other in rivals if other in found.curves]
         timed = [(other, moment) for other in others for moment in moments] if "sgd" in found.curves else []
-        for column in MEASURES if NETS[found.net] else ("objective",):
+        for column in MEASURES:
             claims += judged([_epochs(found, other, moment, column) for other, moment in timed])
         claims += judged([one for other, moment in timed for one in _seconds(found, other, moment)])
         claims += judged([one for other in others for one in _accuracies(found, other)])
