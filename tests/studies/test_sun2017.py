@@ -39,7 +39,7 @@ def test_the_smoke_scale_makes_all_parts_tables_and_figures(smoke):
     assert not claims.duplicated(["claim", "setting"]).any()
     assert set(claims["verdict"]) <= {"reproduced", "contradicted", "inconclusive"}
     summary = pd.read_csv(smoke / "summary.csv")
-    assert len(summary) == 2 * len(METHODS) + 1
+    assert len(summary) == 2 * len(METHODS) + 2
     assert (summary["finished"] == 2).all()
     assert (summary["test_accuracy"] > 0.1).all()
 
@@ -288,7 +288,7 @@ def test_what_others_do_is_told_beside_the_timings(smoke):
         ("rates=[]", "rates=[]: expected a list"),
         ("methods=[sgd,sgd]", "none twice"),
         ("dataset=mnits", "did you mean 'mnist'?"),
-        ("methods=[sgd]", "variants=['rngd, softmax'] are RNGD's: expected rngd among methods"),
+        ("methods=[sgd]", "variants=['rngd, softmax', 'rngd, by objective'] are RNGD's: expected rngd among"),
         ("splits.train=many", "expected numbers of examples, whole and at least 1, for train, valid, test"),
         ("splits.valid=0", "expected numbers of examples, whole and at least 1, for train, valid, test"),
         ("splits.train=1001", "are 1798 examples: expected at most digits's 1797"),
